@@ -1,0 +1,50 @@
+"""What can happen to data and models: the stages of a pipeline, by family."""
+
+if not __name__.startswith("graftline."):
+    raise ImportError("import graftline.stages, not stages; run from the repository's root, with python -m")
+
+from graftline.stages.family import family
+from graftline.stages.shapes import Made, Mapper, Rounds, RowStage, Scorer, Selector, Source, Verdict
+from graftline.stages.stage import (
+    Adapter,
+    Context,
+    Execution,
+    FrozenMapping,
+    Model,
+    Paper,
+    Plug,
+    Report,
+    Resources,
+    Rows,
+    Service,
+    Stage,
+    View,
+    replace,
+)
+
+__getattr__, __dir__ = family(__name__, Llm="lm.llm")
+
+__all__ = [
+    "Adapter",
+    "Context",
+    "Execution",
+    "FrozenMapping",
+    "Made",
+    "Mapper",
+    "Model",
+    "Paper",
+    "Plug",
+    "Report",
+    "Resources",
+    "Rounds",
+    "RowStage",
+    "Rows",
+    "Scorer",
+    "Selector",
+    "Service",
+    "Source",
+    "Stage",
+    "Verdict",
+    "View",
+    "replace",
+]

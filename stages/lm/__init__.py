@@ -1,0 +1,8 @@
+"""Language models and text: references to models, chat templates and masks, engines, log-probabilities."""
+
+if not __name__.startswith("graftline."):
+    raise ImportError("import graftline.stages, not its folders; run from the repository's root, with python -m")
+
+from graftline.stages.family import family
+
+__getattr__, __dir__ = family(__name__)

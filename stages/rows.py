@@ -1,0 +1,132 @@
+"""Rows: the fixed columns, their Arrow types, their ids and groups.
+
+Column types are written as short names (`float64`, `string`, `list<string>`, `messages`), so that declaring a stage
+needs no Arrow import; `arrow_type` turns them into Arrow types.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Columns = Mapping[str, str]
+
+FIXED: Columns = {
+    "id": "string",
+    "parents": "list<string>",
+    "group": "string",
+    "source": "string",
+    "messages": "messages",
+    "answer": "string",
+    "gen": "gen",
+}
+"""Columns of every row of instruction data. `answer` is the reference and repeats the final assistant turn."""
+
+PREFERENCE: Columns = {
+    **{name: type_ for name, type_ in FIXED.items() if name not in ("messages", "answer")},
+    "prompt": "messages",
+    "chosen": "string",
+    "rejected": "string",
+}
+"""Columns of every row of preference data."""
+
+NUMBERS = ("float64", "int64")
+
+
+def arrow_type(name: str) -> pa.DataType:
+    """The Arrow type of a short name.
+
+    Raises:
+        ValueError: for a name that is no type.
+    """
+    import pyarrow as pa
+
+    if name == "messages":
+        return pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    if name == "gen":
+        return pa.struct([("stage", pa.string()), ("model", pa.string()), ("round", pa.int64()), ("seed", pa.int64())])
+    if name.startswith("list<") and name.endswith(">"):
+        return pa.list_(arrow_type(name[5:-1]))
+    return pa.type_for_alias(name)
+
+
+def schema(columns: Columns) -> pa.Schema:
+    """The Arrow schema of columns."""
+    import pyarrow as pa
+
+    return pa.schema([(name, arrow_type(type_)) for name, type_ in columns.items()])
+
+
+def canonical(value: Any) -> str:
+    """One JSON text for one value: keys sorted, no spaces, non-finite numbers spelled out, lone surrogates escaped."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, float) and not math.isfinite(item):
+            return {"float": repr(item)}
+        if isinstance(item, Mapping):
+            return {str(key): plain(inner) for key, inner in item.items()}
+        if isinstance(item, (list, tuple)):
+            return [plain(inner) for inner in item]
+        if isinstance(item, bytes):
+            return {"bytes": item.hex()}
+        return item
+
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of a value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def row_id(parents: Sequence[str], content: Any, occurrence: int = 0) -> str:
+    """The id of a row: a hash (32 hex digits) of its parents' ids, its own content and its occurrence number among
+    equals, so that appending a seed changes no other row's id."""
+    return digest([sorted(parents), content, occurrence])[:32]
+
+
+def row_ids(rows: Iterable[tuple[Sequence[str], Any]]) -> list[str]:
+    """Ids of rows given as (parents, content), equal rows numbered in their order."""
+    seen: dict[str, int] = {}
+    ids = []
+    for parents, content in rows:
+        first = row_id(parents, content)
+        count = seen[first] = seen.get(first, -1) + 1
+        ids.append(first if not count else row_id(parents, content, count))
+    return ids
+
+
+def join_groups(groups: Iterable[str]) -> str:
+    """The group of a row made from parents of these groups: all of them, which `Split` then never cuts apart."""
+    return "|".join(sorted({part for group in groups for part in group.split("|")}))
+
+
+def split_groups(group: str) -> tuple[str, ...]:
+    """The groups a row's group joins."""
+    return tuple(group.split("|"))
+
+
+def group_value(value: str) -> str:
+    """A group as a reader writes it: the separator of joined groups is escaped."""
+    return value.replace("%", "%25").replace("|", "%7C")
+
+
+def derived_seed(seed: int, row: str, attempt: int = 0) -> int:
+    """A seed (63 bits) that depends on the stage's seed, the row's id and the attempt alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{row}/{attempt}".encode()).digest()[:8], "big") >> 1
+
+
+def rows_digest(table: pa.Table) -> str:
+    """The digest of rows: canonical values sorted by id, never file bytes."""
+    total = hashlib.sha256()
+    names = sorted(table.column_names)
+    for line in sorted((row["id"], canonical([row[name] for name in names])) for row in table.to_pylist()):
+        total.update(f"{line[0]}\t{line[1]}\n".encode())
+    total.update(canonical(names).encode())
+    return total.hexdigest()
