@@ -6,10 +6,11 @@ may hold `AdamW`. A family's `__init__` is two lines: the guard and `__getattr__
 
 from __future__ import annotations
 
+import ast
 import importlib
-import pkgutil
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,15 +22,22 @@ def guard(name: str) -> None:
         raise ImportError(f"import graftline.stages, not {name}; run from the repository's root, with python -m")
 
 
-def module_names(package: str) -> Iterator[str]:
-    """Names of the modules of a package that may hold a method, nothing imported."""
-    for found in pkgutil.iter_modules(sys.modules[package].__path__):
-        if not found.ispkg and not found.name.startswith("_") and not found.name.endswith("_modules"):
-            yield found.name
+def module_names(package: str, deep: bool = False) -> Iterator[str]:
+    """Names, relative to the package, of the modules that may hold a method (`deep`: those of its folders, too, as
+    `adapter.lora`); nothing is imported."""
+
+    def found(folder: Path, prefix: str) -> Iterator[str]:
+        for entry in sorted(folder.iterdir()):
+            if entry.is_dir() and deep and (entry / "__init__.py").exists():
+                yield from found(entry, f"{prefix}{entry.name}.")
+            elif entry.suffix == ".py" and entry.name[0] != "_" and not entry.stem.endswith("_modules"):
+                yield f"{prefix}{entry.stem}"
+
+    yield from found(_folder(package), "")
 
 
 def family(package: str, **functions: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a family.
+    """`__getattr__` and `__dir__` of a family: its own classes and those of its sub-folders (`train.Lora`).
 
     Args:
         package: the family's module name.
@@ -39,32 +47,35 @@ def family(package: str, **functions: str) -> tuple[Callable[[str], Any], Callab
     def attribute(name: str) -> Any:
         if name in functions:
             return getattr(importlib.import_module(f"{package}.{functions[name]}"), name)
-        if not name.startswith("_") and name[0].isupper():
-            for module in module_names(package):
-                if module.replace("_", "") == name.lower():
+        if name[0].isupper():
+            for module in module_names(package, deep=True):
+                if module.rpartition(".")[2].replace("_", "") == name.lower():
                     return getattr(importlib.import_module(f"{package}.{module}"), name)
         raise AttributeError(f"{package} has no {name!r}; it has {', '.join(listing())}")
 
     def listing() -> list[str]:
-        return sorted({class_name(package, module) for module in module_names(package)} - {""} | set(functions))
+        return sorted(
+            {class_name(package, module) for module in module_names(package, deep=True)} - {""} | {*functions}
+        )
 
     return attribute, listing
 
 
 def class_name(package: str, module: str) -> str:
     """The class a module holds by the naming rule, read from its source without importing it ('' if none)."""
-    import ast
-    from pathlib import Path
-
-    path = Path(next(iter(sys.modules[package].__path__))) / f"{module}.py"
+    path = _folder(package).joinpath(*module.split(".")).with_suffix(".py")
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name.lower() == module.replace("_", ""):
+        if isinstance(node, ast.ClassDef) and node.name.lower() == path.stem.replace("_", ""):
             return node.name
     return ""
 
 
 def members(package: ModuleType) -> Iterator[tuple[str, type]]:
-    """Every method class of a family, imported."""
+    """Every method class of a family's own folder, imported, with its module's name."""
     for module in module_names(package.__name__):
         if name := class_name(package.__name__, module):
             yield module, getattr(importlib.import_module(f"{package.__name__}.{module}"), name)
+
+
+def _folder(package: str) -> Path:
+    return Path(next(iter(sys.modules[package].__path__)))
