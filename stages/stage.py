@@ -300,6 +300,10 @@ class Stage(Specification):
         CPU, or a whole node where the class says `whole_node`."""
         return (self.resources or Resources(),)
 
+    def preflight(self, file: Callable[[str], str]) -> None:
+        """What `plan` can check of the outside before anything starts, for a stage that will run: that a file is
+        readable, a port free. `file` makes a path absolute. Raises a `RequestError`."""
+
     def expand(self) -> Mapping[str, Stage]:
         """Hidden stages this one reads (name → stage): run, cached and shared like any other."""
         return {}

@@ -1,0 +1,96 @@
+"""The quickstart as a stranger sees it: it runs, survives a kill, and the second time everything is cached."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DRY = ("--set", "model=tiny", "--set", "engine=scripted", "--set", "epochs=0.5")
+
+
+def digests(store: str) -> dict[str, str]:
+    """Stage name → digest in the latest run."""
+    latest = json.loads((Path(store) / "runs/latest.json").read_text())
+    run = json.loads((Path(store) / "runs" / latest["id"] / "run.json").read_text())
+    return {stage["name"]: stage["digest"] for stage in run["stages"]}
+
+
+def test_the_plan_takes_under_two_seconds_and_names_every_stage(graftline: Callable[..., Any]) -> None:
+    begin = time.perf_counter()
+    done = graftline("plan", "examples/quickstart.py")
+    seconds = time.perf_counter() - begin
+    assert done.code == 0, done.err
+    shown = done.out + done.err
+    for name in ("Jsonl", "Split", "SelfInstruct", "TopK", "Train", "Compare", "Service"):
+        assert name in shown
+    assert seconds < 4, f"{seconds:.1f} s (2 s on a quiet machine)"
+
+
+@pytest.mark.real
+def test_killed_run_again_and_cached(
+    graftline: Callable[..., Any], start: Callable[..., subprocess.Popen[str]], environment: dict[str, str]
+) -> None:
+    store = environment["GRAFTLINE_STORE"]
+    process = start("run", "examples/quickstart.py")
+    deadline = time.monotonic() + 400
+    while not list(Path(store).glob("artefacts/TopK-*/*/artefact.json")):  # half-way: training comes next
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    time.sleep(8)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    done = graftline("run", "examples/quickstart.py")
+    assert done.code == 0, done.err
+    result = done.result
+    assert result["cached"] >= 5, "what was done before the kill is taken from the store"
+    assert result["tuned"] >= 0.70 and result["base"] <= 0.10
+    assert result["http_ok"] == 1
+    assert len(result["adapter_digest"]) == 64
+
+    begin = time.perf_counter()
+    again = graftline("run", "examples/quickstart.py")
+    assert time.perf_counter() - begin < 10
+    assert again.code == 0 and again.result["ran"] == 0
+    assert {**again.result, "seconds": 0, "cached": 0, "ran": 0, "fetch_seconds": 0} == {
+        **result,
+        "seconds": 0,
+        "cached": 0,
+        "ran": 0,
+        "fetch_seconds": 0,
+    }
+    page = next(Path(store).glob("runs/*/report.html"))
+    assert "exact_match" in page.read_text()
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_end_in_the_same_digests(
+    graftline: Callable[..., Any],
+    start: Callable[..., subprocess.Popen[str]],
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    import random
+
+    whole = graftline("run", "examples/quickstart.py", *DRY, "--store", str(tmp_path / "whole"))
+    assert whole.code == 0, whole.err
+    wanted = digests(str(tmp_path / "whole"))
+    moments = random.Random(7)
+    store = str(tmp_path / "killed")
+    for _ in range(10):
+        process = start("run", "examples/quickstart.py", *DRY, "--store", store)
+        time.sleep(moments.uniform(2, 40))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    done = graftline("run", "examples/quickstart.py", *DRY, "--store", store)
+    assert done.code == 0, done.err
+    assert digests(store) == wanted
