@@ -1,0 +1,55 @@
+"""Opening the engine that a model asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graftline.stages.errors import EngineFailed
+
+if TYPE_CHECKING:
+    from graftline.stages.lm.engine import Engine
+    from graftline.stages.lm.llm import Llm
+
+
+def open_engine(
+    llm: Llm, directory: Path | None, adapters: Mapping[str, Path] | None = None, *, threads: int | None = None
+) -> Engine:
+    """The engine of a model; close it, or use it as a context manager.
+
+    `local` falls back to plain generation where continuous batching cannot run the model; both answer alike.
+
+    Args:
+        llm: what was asked for: its name, engine and dtype.
+        directory: its Hugging Face directory (the `model/` of its artefact); None for `scripted` alone.
+        adapters: name → PEFT directory, loaded from the start.
+        threads: of torch, for the whole process (None: as they are).
+
+    Raises:
+        ModelNotFound, AdapterMismatch, FileMissing: a directory is not what it should be.
+        EngineFailed: the model cannot be loaded.
+    """
+    if llm.engine == "scripted":
+        from graftline.stages.lm.scripted import ScriptedEngine
+
+        return ScriptedEngine(llm.model, directory, adapters or {})
+    if directory is None:
+        raise EngineFailed("this engine needs the model's directory", where=llm.model)
+
+    import torch
+
+    from graftline.stages.lm.in_memory import Loaded
+    from graftline.stages.lm.load import probe_dtype
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded = Loaded(llm.model, Path(directory), probe_dtype() if llm.dtype == "auto" else llm.dtype, adapters or {})
+    if llm.engine == "local":
+        from graftline.stages.lm.local import LocalEngine, unusable
+
+        if not unusable(loaded.model):
+            return LocalEngine(loaded)
+    from graftline.stages.lm.plain import PlainEngine
+
+    return PlainEngine(loaded)

@@ -1,0 +1,53 @@
+"""Which language model lies at the root of a model or adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graftline.stages.errors import AdapterMismatch, InvalidField
+from graftline.stages.stage import Stage
+
+
+def base_of(model: Stage) -> Stage:
+    """The model stage without inputs that a model or adapter stage was made from, through its field `model` (of a
+    sweep or a loop: of the stage inside).
+
+    Raises:
+        InvalidField: a stage on the way does not say which model it is made from.
+    """
+    found = _root(model)
+    if found is None:
+        raise InvalidField(
+            f"{model!r} does not say which model it is made from", where=model.name, do="give it a field `model`"
+        )
+    return found
+
+
+def refuse_other_bases(model: Stage, adapters: Mapping[str, Stage], *, where: str) -> None:
+    """Refuse, when a pipeline is built, adapters of another model by name. (Two names may hold the same weights, and
+    one name others tomorrow, and a stage may not say its base at all: what was made is held to the weights' digests.)
+
+    Raises:
+        AdapterMismatch: an adapter's model has another name or revision.
+    """
+    wanted = _root(model)
+    for name, adapter in adapters.items():
+        found = _root(adapter)
+        if type(found) is type(wanted) and any(
+            getattr(found, field, None) != getattr(wanted, field, None) for field in ("model", "revision")
+        ):
+            raise AdapterMismatch(
+                f"was made for {found!r}, not for {wanted!r}",
+                where=f"{where}.{name}",
+                do="give it the model it was trained on, or train it on this one",
+            )
+
+
+def _root(model: Stage) -> Stage | None:
+    found = model
+    while found.kind != "model" or any(isinstance(value, Stage) for value in found.__dict__.values()):
+        inner = getattr(found, "model", None) or getattr(found, "stage", None) or getattr(found, "body", None)
+        if not isinstance(inner, Stage):
+            return None
+        found = inner
+    return found
