@@ -1,0 +1,15 @@
+# Written by `graftline methods --write-stubs` from the files beside it; do not edit.
+
+from graftline.stages.train import adapter as adapter
+from graftline.stages.train import base as base
+from graftline.stages.train import objective as objective
+from graftline.stages.train import optimizer as optimizer
+from graftline.stages.train import sampler as sampler
+from graftline.stages.train.adapter.full import Full as Full
+from graftline.stages.train.adapter.lora import Lora as Lora
+from graftline.stages.train.base.float import Float as Float
+from graftline.stages.train.objective.sft import Sft as Sft
+from graftline.stages.train.optimizer.adamw import AdamW as AdamW
+from graftline.stages.train.sampler.shuffled import Shuffled as Shuffled
+from graftline.stages.train.tokenised import Tokenised as Tokenised
+from graftline.stages.train.train import Train as Train

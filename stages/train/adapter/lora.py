@@ -1,0 +1,145 @@
+"""Low-rank adaptation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from graftline.stages.errors import AdapterMismatch, InvalidField
+from graftline.stages.stage import Paper
+from graftline.stages.train.plugs import Adapter, Attached
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class Lora(Adapter):
+    """LoRA: every targeted linear layer gets y = W₀x + s·B(A·drop(x)), with B = 0 at the start and W₀ frozen; through
+    PEFT, and exported as a PEFT directory.
+
+    Args:
+        rank: r, rows of A.
+        alpha: s = alpha/r (None: 2·rank, so that s = 2 whatever the rank).
+        dropout: share of a layer's inputs to A set to 0 in training. Slow on a CPU.
+        targets: `all-linear` (all but the output head), or the layers' names, such as `("q_proj", "v_proj")`.
+        rank_stabilised: s = alpha/√r, for ranks of 64 and more.
+
+    Raises:
+        InvalidField: a target is no linear layer of the model.
+
+    Property tested: the base's logits at the start; first grad(A) = 0, grad(B) ≠ 0; rank(ΔW) ≤ r; merged = unmerged;
+    doubling r at fixed alpha halves s (÷√2 when rank-stabilised).
+    """
+
+    method = "adapter.lora"
+    papers = (
+        Paper("LoRA Learns Less and Forgets Less"),
+        Paper("LoRA vs Full Fine-tuning: An Illusion of Equivalence"),
+    )
+    off_is_base = True
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    rank_stabilised: bool = False
+
+    def check(self) -> None:
+        if not self.targets:
+            raise InvalidField("names no layer", where="Lora.targets", do='use "all-linear" or layer names')
+
+    def config(self, targets: str | list[str]) -> LoraConfig:
+        """What PEFT is told."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=2 * self.rank if self.alpha is None else self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            use_rslora=self.rank_stabilised,
+            task_type="CAUSAL_LM",
+        )
+
+    def attach(self, model: PreTrainedModel, factors: Mapping[str, Any], seed: int) -> Attached:
+        import torch
+        from peft import get_peft_model
+
+        targets = self.layers(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # The factors keep the base's number format, since PEFT's own cast of every activation to fp32 costs more
+            # than the layer; the loop holds fp32 masters of them.
+            wrapped = get_peft_model(model, self.config(targets), autocast_adapter_dtype=False)
+        return AttachedPeft(wrapped, self)
+
+    def layers(self, model: PreTrainedModel) -> str | list[str]:
+        """The names of the targeted layers, as they end, so that the export reads alike for any depth."""
+        import torch
+
+        linear = {name: each for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)}
+        head = model.get_output_embeddings()
+        endings = {name.rpartition(".")[2] for name, each in linear.items() if each is not head}
+        if isinstance(self.targets, str):
+            spared = {name.rpartition(".")[2] for name, each in linear.items() if each is head}
+            return self.targets if endings & spared else sorted(endings)
+        for target in self.targets:
+            if not any(name == target or name.endswith(f".{target}") for name in linear):
+                raise InvalidField(
+                    f"{target!r} is no linear layer of the model",
+                    where="Lora.targets",
+                    do=f"use some of {', '.join(sorted(endings))}",
+                )
+        return list(self.targets)
+
+    def reopen(self, exported: Path, base: Path, dtype: str) -> PreTrainedModel:
+        from peft import PeftModel
+
+        from graftline.stages.lm.load import load_model
+
+        opened = PeftModel.from_pretrained(load_model(base, dtype), str(exported), autocast_adapter_dtype=False)
+        model: PreTrainedModel = opened.get_base_model()
+        return model
+
+
+class AttachedPeft(Attached):
+    """A PEFT adapter on a model. The objective calls the model itself, whose layers PEFT has replaced."""
+
+    def __init__(self, wrapped: PeftModel, plug: Lora) -> None:
+        super().__init__(
+            wrapped.get_base_model(),
+            {name: each for name, each in wrapped.named_parameters() if each.requires_grad},
+        )
+        self.wrapped, self.plug = wrapped, plug
+
+    def export(self, out: Path, masters: Mapping[str, Tensor], source: Path, base: str) -> dict[str, Any]:
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        tensors = get_peft_model_state_dict(self.wrapped, state_dict=dict(masters), save_embedding_layers=False)
+        if len(tensors) != len(masters):
+            raise AdapterMismatch(
+                f"PEFT exports {len(tensors)} of {len(masters)} trained tensors", where="Lora", do="report this"
+            )
+        folder = out / "adapter"
+        folder.mkdir(parents=True)
+        save_file(
+            {name: each.detach().cpu().contiguous() for name, each in sorted(tensors.items())},
+            folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
+        # PEFT's own writer keeps the base's path on this machine, and sets in the hash seed's order.
+        config = self.wrapped.peft_config["default"].to_dict() | {
+            "base_model_name_or_path": base,
+            "inference_mode": True,
+        }
+        plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+        text = json.dumps(plain, indent=2, sort_keys=True)
+        (folder / "adapter_config.json").write_text(f"{text}\n", encoding="utf-8")
+        return {"class": "Lora", "rank": self.plug.rank, "alpha": plain["lora_alpha"]}

@@ -1,0 +1,77 @@
+"""Supervised fine-tuning on completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from graftline.stages.stage import Stage
+from graftline.stages.train.plugs import Batch, LossContext, LossOut, Objective, Row
+from graftline.stages.train.tokenised import Tokenised
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Sft(Objective):
+    """Cross entropy of the assistant's tokens and their end-of-turn token, per trained token over the whole batch.
+    Packed rows do not see each other, and the output head runs at trained positions only.
+
+    Args:
+        prompt_weight: weight of the prompt's tokens beside the assistant's 1 (0 to 1).
+
+    Property tested: packed rows have the loss of separate ones; a row does not change its neighbour's logits; prompt
+    tokens get no loss; the end-of-turn token does.
+    """
+
+    method = "objective.sft"
+    origin = "completion-only fine-tuning with exact packing, the baseline of every paper on instruction tuning"
+
+    prompt_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def prepare(self, rows: Stage, model: Stage, max_length: int) -> Stage:
+        return Tokenised(rows=rows, model=model, max_length=max_length)
+
+    def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
+        import numpy as np
+        import torch
+
+        ids = np.concatenate([row["input_ids"] for row in rows])
+        lengths = [len(row["input_ids"]) for row in rows]
+        owner = np.repeat(np.arange(len(rows)), lengths)
+        weight = np.concatenate(
+            [np.where(row["trained"], 1.0, self.prompt_weight) * each for row, each in zip(rows, weights, strict=True)]
+        )
+        weight[np.cumsum([0, *lengths[:-1]])] = 0.0  # nothing comes before a row's first token to predict it from
+        targets = np.flatnonzero(weight)
+        tensors = {
+            "input_ids": torch.from_numpy(ids.astype(np.int64))[None],
+            "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+            "positions": torch.from_numpy(targets - 1),
+            "labels": torch.from_numpy(ids[targets].astype(np.int64)),
+            "weights": torch.from_numpy(weight[targets].astype(np.float32)),
+            "owner": torch.from_numpy(owner[targets]),
+        }
+        return Batch(tuple(places), tensors, weight=float(weight.sum()), tokens=len(ids))
+
+    def loss(self, model: nn.Module, batch: Batch, context: LossContext) -> LossOut:
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        given = batch.tensors
+        # Restarted positions, no mask and no cache: only so does transformers keep packed rows apart.
+        logits = model(
+            input_ids=given["input_ids"],
+            position_ids=given["position_ids"],
+            use_cache=False,
+            logits_to_keep=given["positions"],
+        ).logits[0]
+        each = cross_entropy(logits.float(), given["labels"], reduction="none")
+        weights, owner = given["weights"], given["owner"]
+        with torch.no_grad():
+            zeros = torch.zeros(len(batch.rows), dtype=torch.float32, device=each.device)
+            sums = zeros.index_add(0, owner, each.detach() * weights)
+            per_row = sums / zeros.index_add(0, owner, weights).clamp_min(1e-30)  # a sampler may weigh a row 0
+        return LossOut((each * weights).sum(), batch.weight, per_row)

@@ -1,0 +1,234 @@
+"""The slots of `Train`: what a base, an adapter, an objective, an optimizer and a sampler promise the loop.
+
+A plug is a frozen value. What changes while training lives in the object its `attach`, `bind` or `start` returns, and
+is what a checkpoint keeps: tensors by name, or JSON. A new method overrides what it needs; the loop does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from graftline.stages.rows import Columns
+from graftline.stages.stage import Plug, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+Row = Mapping[str, Any]
+"""A prepared row: column → value, token columns as numpy arrays."""
+
+
+class Base(Plug):
+    """Slot: how is a frozen weight held?"""
+
+    held: ClassVar[str] = "none"
+    """What an adapter's manifest says of its base: `none` = as it was loaded."""
+
+    def hold(self, name: str, weight: Tensor) -> nn.Module | None:
+        """The module that stands for a frozen linear layer with this weight (None: a plain one)."""
+        return None
+
+
+class Adapter(Plug):
+    """Slot: what is trainable, and how does it start?"""
+
+    makes: ClassVar[Literal["adapter", "model"]] = "adapter"
+    """What training with it makes: an adapter on the pristine base, or a model of its own."""
+    off_is_base: ClassVar[bool] = False
+    """Whether the model with the adapter switched off is the pristine base."""
+
+    def split(self, name: str, weight: Tensor) -> tuple[Tensor, Any]:
+        """A linear layer's float weight before the base holds it, as the part to hold and what `attach` gets of it."""
+        return weight, None
+
+    def attach(self, model: PreTrainedModel, factors: Mapping[str, Any], seed: int) -> Attached:
+        """Freeze the model and make its trainable parameters, the same ones for the same seed."""
+        raise NotImplementedError(f"{type(self).__name__}.attach")
+
+    def reopen(self, exported: Path, base: Path, dtype: str) -> PreTrainedModel:
+        """What was exported, on the pristine base, as a server would load it.
+
+        Args:
+            exported: the artefact's folder (`adapter/` or `model/`).
+            base: the base's Hugging Face directory.
+            dtype: `float32` or `bfloat16`.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.reopen")
+
+
+class Attached:
+    """An adapter on a model.
+
+    Args:
+        model: what the objective calls.
+        parameters: name → trainable parameter.
+    """
+
+    def __init__(self, model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.model = model
+        self.parameters = dict(sorted(parameters.items()))
+
+    def extra_loss(self) -> Tensor | None:
+        """A term added to the mean loss, after each forward pass."""
+        return None
+
+    def after_backward(self, step: int, masters: Mapping[str, Tensor]) -> None:
+        """The gradients of the whole batch stand in the fp32 masters' `.grad`."""
+
+    def after_step(self, step: int, masters: Mapping[str, Tensor]) -> None:
+        """The fp32 masters have moved; what is changed here is what the next step sees."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs beside the masters: masks, budgets."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take a checkpoint's state back."""
+
+    def export(self, out: Path, masters: Mapping[str, Tensor], source: Path, base: str) -> dict[str, Any]:
+        """Write the artefact's folder (`adapter/` or `model/`) under `out`, valid on the pristine base.
+
+        Args:
+            masters: the fp32 parameters.
+            source: the base's Hugging Face directory.
+            base: the base's name.
+
+        Returns:
+            What `graftline.json` says of it beside base and digest.
+        """
+        raise NotImplementedError(f"{type(self).__name__}.export")
+
+
+@dataclass
+class Batch:
+    """One bin of packed rows as tensors: what one forward pass sees.
+
+    Args:
+        rows: the rows' places in the prepared table.
+        tensors: what the objective's `loss` needs.
+        weight: what the loss's sum is divided by, summed over the whole batch.
+        tokens: tokens the model reads.
+    """
+
+    rows: tuple[int, ...]
+    tensors: dict[str, Tensor]
+    weight: float
+    tokens: int
+
+    def to(self, device: str) -> Batch:
+        return replace(self, tensors={name: each.to(device) for name, each in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class LossOut:
+    """A bin's loss as sum and weight, never as a mean, so that the loop divides once by the whole batch's weight.
+
+    Args:
+        loss_sum: scalar, with its graph.
+        weight: the bin's weight.
+        per_row: each row's own mean loss, in the bin's order, without a graph.
+        metrics: sums worth logging, divided by the batch's weight before they are.
+    """
+
+    loss_sum: Tensor
+    weight: float
+    per_row: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """Where a loss is computed: after so many of all steps, in training or in evaluation."""
+
+    step: int
+    steps: int
+    training: bool
+
+
+class Objective(Plug):
+    """Slot: what is the loss of a batch?"""
+
+    needs: ClassVar[Columns] = {"messages": "messages"}
+    """Columns of the rows it trains on."""
+
+    def prepare(self, rows: Stage, model: Stage, max_length: int) -> Stage:
+        """The hidden row stage that makes what `collate` reads: run once, cached, shared by trials."""
+        raise NotImplementedError(f"{type(self).__name__}.prepare")
+
+    def length(self, row: Row) -> int:
+        """Tokens a row takes in a bin."""
+        return len(row["input_ids"])
+
+    def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
+        """One bin: the rows, with their places in the table and the sampler's weights."""
+        raise NotImplementedError(f"{type(self).__name__}.collate")
+
+    def loss(self, model: nn.Module, batch: Batch, context: LossContext) -> LossOut:
+        raise NotImplementedError(f"{type(self).__name__}.loss")
+
+
+class Optimizer(Plug):
+    """Slot: how do parameters move?"""
+
+    def bind(self, masters: Mapping[str, Tensor], steps: int) -> Bound:
+        """Its state for these fp32 parameters and so many steps in all."""
+        raise NotImplementedError(f"{type(self).__name__}.bind")
+
+
+class Bound:
+    """An optimizer on parameters."""
+
+    needs_backward: bool = True
+    """Whether `step` reads gradients; else the loop computes none, and `step` asks `loss` for values."""
+
+    def before_forward(self, step: int) -> Collection[str] | None:
+        """Names of the parameters that train at this step (None: all); the others get no gradient."""
+        return None
+
+    def step(self, step: int, loss: Callable[[], float]) -> dict[str, float]:
+        """Move the parameters; `loss` is the batch's mean loss as they now stand, with the step's own randomness.
+        Answers with numbers worth logging, such as `lr` and `grad_norm`."""
+        raise NotImplementedError(f"{type(self).__name__}.step")
+
+    def state(self) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__}.state")
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        raise NotImplementedError(f"{type(self).__name__}.load")
+
+    def state_bytes(self) -> int:
+        """Memory its state takes."""
+        return sum(each.numel() * each.element_size() for each in self.state().values())
+
+
+class Sampler(Plug):
+    """Slot: which rows, when?"""
+
+    def start(self, n: int, batch_size: int, seed: int) -> Drawn:
+        """The order of `n` rows in batches of `batch_size`."""
+        raise NotImplementedError(f"{type(self).__name__}.start")
+
+
+class Drawn:
+    """A sampler at work on rows 0 to n-1; every worker has one, and all of them agree."""
+
+    observes: bool = False
+    """Whether it wants to see losses: the loop then gathers them from all workers."""
+
+    def next_batch(self, step: int) -> tuple[list[int], list[float]]:
+        """Places and weights of the batch of this step."""
+        raise NotImplementedError(f"{type(self).__name__}.next_batch")
+
+    def observe(self, places: Sequence[int], losses: Sequence[float]) -> None:
+        """Each row's own mean loss at the step just made, by place."""
+
+    def state(self) -> dict[str, Any]:
+        """As JSON."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take a checkpoint's state back."""

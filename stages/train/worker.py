@@ -1,0 +1,135 @@
+"""One worker's whole job: build, train, export, and measure what was exported as a server would load it.
+
+The same function runs in the stage's own process and in each of Ray Train's workers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftline.stages.train.build import build
+from graftline.stages.train.export import adapter_digest, write_card
+from graftline.stages.train.loop import Outcome, Settings, evaluate, train
+from graftline.stages.train.prepared import PreparedRows
+from graftline.stages.train.reporting import writing
+from graftline.stages.train.source import IndexPlan
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from graftline.stages.artefact import Artefact
+    from graftline.stages.train.collectives import Ranks
+    from graftline.stages.train.reporting import Reporter
+    from graftline.stages.train.train import Train
+
+PROBE_ROWS = 64
+"""Training rows on which an export is measured where there are no held-out rows."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker is told.
+
+    Args:
+        stage: the `Train`.
+        model: the base's artefact.
+        base: the base's name, for the exported files.
+        dtype: the number format, decided once for all workers.
+        threads: torch threads of a worker.
+        device: `cpu` or `cuda`.
+    """
+
+    stage: Train
+    model: Artefact
+    base: str
+    dtype: str
+    threads: int
+    device: str = "cpu"
+
+
+def work(
+    job: Job, rows: pa.Table, held_out: pa.Table | None, reporter: Reporter, ranks: Ranks, out: Path
+) -> dict[str, Any]:
+    """Train and, on the first worker, export into `out`. Answers with the stage's metrics there."""
+    import torch
+
+    torch.set_num_threads(job.threads)
+    stage = job.stage
+    directory = job.model.directory("model")
+    prepared = PreparedRows(rows)
+    held = None if held_out is None else PreparedRows(held_out)
+    batch_size = min(stage.batch_size, len(prepared))
+    total = stage.steps * batch_size if stage.steps else max(1, round(stage.epochs * len(prepared)))
+    plan = IndexPlan(stage.sampler.start(len(prepared), batch_size, stage.seed), batch_size, total)
+    epoch = -(-len(prepared) // batch_size)
+    settings = Settings(
+        steps=plan.steps,
+        seed=stage.seed,
+        bin_tokens=stage.bin_tokens,
+        eval_every=epoch if stage.eval_every is None else stage.eval_every,
+        checkpoint_every=stage.checkpoint_every,
+        device=job.device,
+    )
+    attached = build(directory, job.dtype, stage.base, stage.adapter, stage.seed, job.device)
+    masters, outcome = train(
+        attached, stage.objective, stage.optimizer, plan, prepared, held, settings, reporter, ranks
+    )
+    if ranks.rank:
+        return {}
+    probe = held or PreparedRows(rows.sort_by("id").slice(0, PROBE_ROWS))
+    evaluated = outcome.values("eval_loss")
+    as_trained = evaluated[-1] if evaluated else _loss(job, attached.model, probe, settings)
+    folder = out / stage.adapter.makes
+    shutil.rmtree(folder, ignore_errors=True)
+    with writing(folder):
+        about = attached.export(out, masters, directory, job.base)
+        digests = _describe(job, folder, directory, about)
+        for file in folder.iterdir():
+            file.chmod(0o644)  # safetensors writes files that are their owner's alone
+    metrics = {
+        **_metrics(outcome, epoch),
+        "trainable_parameters": sum(each.numel() for each in masters.values()),
+        "dtype": job.dtype,
+        "rows": len(prepared),
+    }
+    del attached, masters  # so that two models are in memory, never three
+    served: Any = stage.adapter.reopen(folder, directory, job.dtype)
+    as_served = _loss(job, served.to(job.device).eval(), probe, settings)
+    return {**metrics, **digests, "loss_as_trained": as_trained, "loss_as_served": as_served}
+
+
+def _describe(job: Job, folder: Path, directory: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Write the card; answers with the digests."""
+    from graftline.stages.lm.load import model_digest
+
+    weights = model_digest(directory)
+    base = {"name": job.base, "weights_digest": weights, "held": job.stage.base.held}
+    if job.stage.adapter.makes == "model":
+        write_card(folder, base, about)
+        return {"weights_digest": model_digest(folder)}
+    digest = adapter_digest(folder)
+    write_card(folder, base, {**about, "adapter_digest": digest})
+    return {"adapter_digest": digest, "weights_digest": weights}
+
+
+def _loss(job: Job, model: Any, rows: PreparedRows, settings: Settings) -> float:
+    from graftline.stages.train.collectives import Alone
+
+    return evaluate(model, job.stage.objective, rows, settings, Alone())
+
+
+def _metrics(outcome: Outcome, epoch: int) -> dict[str, Any]:
+    """What the artefact's manifest keeps of a run."""
+    losses, evaluated = outcome.values("loss")[-epoch:], outcome.values("eval_loss")
+    metrics = {
+        "train_loss": sum(losses) / len(losses),
+        "steps": outcome.step,
+        "tokens": outcome.tokens,
+        "tokens_per_second": outcome.tokens / outcome.seconds if outcome.seconds else 0.0,
+    }
+    if evaluated:
+        metrics |= {"eval_loss": evaluated[-1], "eval_loss_before": evaluated[0]}
+    return metrics
