@@ -1,0 +1,271 @@
+"""Base and tuned models side by side on held-out rows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from graftline.stages.errors import InvalidField, NothingKept, PromptTooLong, RowFault
+from graftline.stages.evaluate import interval
+from graftline.stages.evaluate.figure import Figure
+from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
+from graftline.stages.evaluate.requirement import Requirement
+from graftline.stages.evaluate.table import confusion, examples_of, faults, flat, shown
+from graftline.stages.lineage import TRAINED_ON, refuse_leak
+from graftline.stages.lm.reference import refuse_other_bases
+from graftline.stages.rows import derived_seed
+from graftline.stages.stage import Adapter, Context, Model, Rows, Stage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from graftline.stages.artefact import Artefact
+    from graftline.stages.lm.engine import Engine
+
+BASE = "base"
+MOST_LABELS = 30
+"""Labels up to which the report has a confusion table."""
+
+Results = dict[str, dict[str, list[Prediction]]]
+"""Figure → column → one prediction a row."""
+
+
+class Compare(Stage):
+    """Puts the base model, its adapters and other models side by side on the same held-out rows.
+
+    Base and adapters answer through one engine, so that nothing but the adapter differs; "base" is the model without
+    any adapter. Intervals (95 %) count the rows of a group as one draw. Rows that a column was trained on, or that
+    descend from them, are refused. The report has the values, the gains over the base, samples, a confusion table and
+    the digests; its metrics are `exact_match/base`, `exact_match/<name>` for each column, and `exact_match` (the last
+    column's).
+
+    Args:
+        model: the base (a tuned model or adapter may be one).
+        adapters: name → adapter of that base.
+        models: name → another model, which gets an engine of its own.
+        rows: the held-out rows; those without an answer are left out and counted.
+        metrics: what is measured, at least one.
+        seed: of the bootstrap and of the choice of samples.
+        samples: rows shown with all answers.
+
+    Raises:
+        HeldOutLeak: a column was trained on these rows.
+        NothingKept: no row has an answer.
+    """
+
+    method = "evaluate.compare"
+    origin = "a side-by-side table; no paper"
+    makes = "report"
+    whole_node = True
+    needs = {"messages": "messages", "answer": "string"}
+
+    model: Model
+    adapters: Mapping[str, Adapter] = {}
+    models: Mapping[str, Model] = {}
+    rows: Rows
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    seed: int = 0
+    samples: Annotated[int, Field(ge=0)] = 20
+
+    def check(self) -> None:
+        figures = [metric.figure for metric in self.metrics]
+        if len(set(figures)) < len(figures) or not all(figures):
+            raise InvalidField(f"has the figures {figures}", where="Compare.metrics", do="give each figure once")
+        for field in ("adapters", "models"):
+            for name in getattr(self, field):
+                if not name or "/" in name or name == BASE or (field == "models" and name in self.adapters):
+                    raise InvalidField(
+                        f"{name!r} cannot name a column",
+                        where=f"Compare.{field}.{name}",
+                        do=f'use another name, without "/", not {BASE!r}, and each once',
+                    )
+
+        refuse_other_bases(self.model, self.adapters, where="Compare.adapters")
+
+    @property
+    def columns_shown(self) -> tuple[str, ...]:
+        """The report's columns: the base, then adapters and models by name."""
+        return (BASE, *sorted(self.adapters), *sorted(self.models))
+
+    def metric(self, name: str, of: str | None = None) -> Figure:
+        """One of the report's numbers, for a sweep or a requirement.
+
+        Args:
+            name: the figure (`exact_match`), or with its column (`exact_match/base`).
+            of: the column; None: the only tuned one.
+
+        Raises:
+            InvalidField: the report has no such number, or several tuned columns and `of` does not say which.
+        """
+        figure, _, column = name.partition("/")
+        column = of or column
+        figures, tuned = [metric.figure for metric in self.metrics], self.columns_shown[1:]
+        if not column:
+            if len(tuned) > 1:
+                raise InvalidField(
+                    f"{name} of which column?", where="Compare.metric.of", do=f"use one of {', '.join(tuned)}"
+                )
+            column = tuned[0] if tuned else BASE
+        if figure not in figures or column not in self.columns_shown:
+            raise InvalidField(
+                f"the report has no {figure} of {column}",
+                where="Compare.metric",
+                do=f"use one of {', '.join(figures)} of {', '.join(self.columns_shown)}",
+            )
+        return Figure(report=self, name=f"{figure}/{column}")
+
+    def at_least(self, name: str, value: float, of: str | None = None) -> Requirement:
+        """A requirement for `Service(requires=...)`: this number (see `metric`) is at least `value`."""
+        return Requirement(figure=self.metric(name, of), least=value)
+
+    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
+        """For `plan`: calls, tokens in, tokens out (unknown: they depend on the rows' texts)."""
+        calls = rows["rows"] * len(self.metrics) * len(self.columns_shown) if "rows" in rows else None
+        return calls, None, None
+
+    def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
+        table = inputs["rows"].rows(["id", "parents", "group", "messages", "answer"])
+        self._refuse_leaks(inputs, table)
+        examples = examples_of(table)
+        if not examples:
+            raise NothingKept(
+                "no row has an answer to compare with", where=self.name, do="give the reader an answer column"
+            )
+        decoding: dict[str, Any] = {}
+        results: Results = {metric.figure: {} for metric in self.metrics}
+        longest = longest_by(inputs["model"])
+        labels = {metric.figure: metric.labels(examples) for metric in self.metrics}
+        done, total = 0, len(examples) * len(self.metrics) * len(self.columns_shown)
+
+        def tick(count: int) -> None:
+            nonlocal done
+            done += count
+            context.progress(min(done, total), total)
+
+        base_digest = ""
+        for column, engine, adapter in self._engines(context):
+            base_digest = base_digest or engine.digest
+            for metric in self.metrics:
+                asked = Asked(engine, adapter, labels[metric.figure], longest, tick)
+                predictions = predict(metric, asked, examples)
+                results[metric.figure][column] = predictions
+                right = sum(itertools.starmap(metric.correct, zip(predictions, examples, strict=True)))
+                context.progress(min(done, total), total, **{f"{metric.figure}/{column}": right / len(examples)})
+                if column == BASE:
+                    decoding |= metric.decoding(asked)
+        report = {
+            **self.report(examples, results),
+            "rows_without_answer": table.num_rows - len(examples),
+            "decoding": decoding,
+            "seed": self.seed,
+            "base_digest": base_digest,
+            "adapter_digests": {name: inputs["adapters"][name].digest for name in sorted(self.adapters)},
+            "model_digests": {name: inputs["models"][name].digest for name in sorted(self.models)},
+        }
+        (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+        return flat(report["metrics"])
+
+    def report(self, examples: Sequence[Example], results: Results) -> dict[str, Any]:
+        """The report's tables, from what was answered: a pure function."""
+        cluster = interval.clusters([example.group for example in examples])
+        columns = list(self.columns_shown)
+        right = {
+            metric.figure: {
+                column: list(itertools.starmap(metric.correct, zip(predictions, examples, strict=True)))
+                for column, predictions in results[metric.figure].items()
+            }
+            for metric in self.metrics
+        }
+        first = self.metrics[0].figure
+        chosen = sorted(range(len(examples)), key=lambda index: derived_seed(self.seed, examples[index].id))
+        labels = self.metrics[0].labels(examples)
+        return {
+            "columns": columns,
+            "metrics": {
+                figure: {
+                    column: interval.share(verdicts, cluster, self.seed) | faults(results[figure][column])
+                    for column, verdicts in by_column.items()
+                }
+                for figure, by_column in right.items()
+            },
+            "gains": {
+                figure: {
+                    column: interval.gain(by_column[BASE], by_column[column], cluster, self.seed)
+                    for column in columns[1:]
+                }
+                for figure, by_column in right.items()
+            },
+            "intervals": interval.described(cluster),
+            "samples": [
+                {
+                    "id": examples[index].id,
+                    "prompt": shown(examples[index].prompt),
+                    "reference": examples[index].reference,
+                    "answers": {column: results[first][column][index].text for column in columns},
+                    "correct": {column: right[first][column][index] for column in columns},
+                }
+                for index in chosen[: self.samples]
+            ],
+            "confusion": {column: confusion(results[first][column], examples) for column in columns}
+            if len(labels) <= MOST_LABELS
+            else {},
+        }
+
+    def _engines(self, context: Context) -> Iterator[tuple[str, Engine, str | None]]:
+        """Each column with its engine and the adapter's name on it."""
+        with context.engine(self.model, self.adapters) as engine:
+            yield BASE, engine, "adapter" if self.model.kind == "adapter" else None
+            for name in sorted(self.adapters):
+                yield name, engine, name
+        for name in sorted(self.models):
+            with context.engine(self.models[name]) as engine:
+                yield name, engine, "adapter" if self.models[name].kind == "adapter" else None
+
+    def _refuse_leaks(self, inputs: Mapping[str, Any], held_out: pa.Table) -> None:
+        """What was trained keeps the ids of its rows in `trained_on.parquet`; a model from elsewhere has none."""
+        columns = {
+            f"{self.name}.model": inputs["model"],
+            **{f"{self.name}.adapters.{name}": made for name, made in inputs.get("adapters", {}).items()},
+            **{f"{self.name}.models.{name}": made for name, made in inputs.get("models", {}).items()},
+        }
+        for where, made in columns.items():
+            trained = trained_on(made)
+            if trained is not None:
+                refuse_leak(trained, held_out, where=where)
+
+
+def predict(metric: Metric, asked: Asked, examples: Sequence[Example]) -> list[Prediction]:
+    """A metric's predictions, where one row that cannot be asked (its prompt is too long, or holds the template's own
+    marks) does not spoil the others: it has no label, and counts as wrong, by cause."""
+    try:
+        return metric.predict(asked, examples)
+    except (PromptTooLong, RowFault) as error:
+        if len(examples) == 1:
+            asked.tick(1)
+            return [Prediction("", fault="prompt_too_long" if isinstance(error, PromptTooLong) else "not_askable")]
+        half = len(examples) // 2
+        return predict(metric, asked, examples[:half]) + predict(metric, asked, examples[half:])
+
+
+def trained_on(made: Artefact) -> pa.Table | None:
+    """Ids, parents and groups of the rows an artefact was trained on (None: it says nothing of training)."""
+    import pyarrow.parquet as pq
+
+    found = made.files(TRAINED_ON)
+    return pq.read_table(found[0], filesystem=made.filesystem) if found else None
+
+
+def longest_by(model: Artefact) -> Callable[[Sequence[str]], int]:
+    """Counts the tokens of the longest text with the model's tokenizer; without one (an adapter given as the model, a
+    server's model) its UTF-8 bytes stand for them, which no byte-level tokenizer exceeds."""
+    if model.files("model/tokenizer.json"):
+        from graftline.stages.lm.load import load_tokenizer
+
+        tokenizer = load_tokenizer(model.directory("model"))
+        return lambda texts: max(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    return lambda texts: max(len(text.encode()) for text in texts)

@@ -1,0 +1,168 @@
+"""OpenAI's chat completions, as far as we speak it: requests, answers, chunks, errors. No web framework here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MOST_TOKENS = 512
+"""Tokens of an answer whose request names no limit."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """One model id: the engine that answers for it, the adapter's name there, and what it is.
+
+    Args:
+        id: what clients name.
+        engine: the engine's name among the handles.
+        adapter: the adapter's name on the engine (None: the model itself).
+        root: the name people know the weights by.
+        digest: of the weights or the adapter.
+        parent: the id of the base, of an adapter.
+    """
+
+    id: str
+    engine: str
+    adapter: str | None
+    root: str
+    digest: str
+    parent: str | None = None
+
+
+class ApiError(Exception):
+    """An error as a client sees it: an HTTP status and OpenAI's error object."""
+
+    def __init__(
+        self, status: int, message: str, *, kind: str = "invalid_request_error", param: str | None = None,
+        code: str | None = None, headers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+class Part(BaseModel):
+    """One part of a message's content; only text is understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Turn(BaseModel):
+    """One message."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+
+    def plain(self) -> dict[str, str]:
+        """The message as templates render it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """What a client may ask. A field that would change the answer and is not supported is refused, the rest of
+    OpenAI's fields (`user`, `metadata`, ...) are ignored."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    model: str
+    messages: Annotated[list[Turn], Field(min_length=1)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
+    seed: int | None = None
+    n: Literal[1] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_what_would_be_ignored(cls, given: Any) -> Any:
+        for name, harmless in _UNSUPPORTED.items():
+            if isinstance(given, dict) and given.get(name) not in (None, *harmless):
+                raise ValueError(f"{name} is not supported")
+        return given
+
+    @field_validator("stop")
+    @classmethod
+    def at_most_four(cls, stop: Any) -> Any:
+        if isinstance(stop, list) and len(stop) > 4:
+            raise ValueError("at most 4 stop sequences")
+        return stop
+
+    def call(self, id: str, adapter: str | None) -> dict[str, Any]:
+        """What the engine is asked: plain values, OpenAI's defaults filled in (temperature 1, a random seed)."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return {
+            "id": id,
+            "adapter": adapter,
+            "messages": [turn.plain() for turn in self.messages],
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "max_new_tokens": self.max_completion_tokens or self.max_tokens or MOST_TOKENS,
+            "stop": stop,
+            "seed": secrets.randbelow(2**31) if self.seed is None else self.seed,
+        }
+
+
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "audio": (),
+}
+"""Fields that would change the answer → the values that would not."""
+
+
+def usage(answer: Mapping[str, Any]) -> dict[str, int]:
+    """Token counts of a finished answer."""
+    tokens_in, tokens_out = int(answer["tokens_in"]), int(answer["tokens_out"])
+    return {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
+
+
+def completion(id: str, created: int, model: str, fingerprint: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole answer."""
+    message = {"role": "assistant", "content": answer["text"], "refusal": None}
+    return {
+        "id": id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "system_fingerprint": fingerprint,
+        "choices": [{"index": 0, "message": message, "finish_reason": answer["finish"], "logprobs": None}],
+        "usage": usage(answer),
+    }
+
+
+def chunk(
+    id: str, created: int, model: str, fingerprint: str, delta: Mapping[str, Any], finish: str | None = None
+) -> dict[str, Any]:
+    """One piece of a streamed answer."""
+    return {
+        "id": id,
+        "object": "chat.completion.chunk",
+        "created": created,
+        "model": model,
+        "system_fingerprint": fingerprint,
+        "choices": [{"index": 0, "delta": dict(delta), "finish_reason": finish, "logprobs": None}],
+    }
