@@ -51,7 +51,9 @@ def family(package: str, **functions: str) -> tuple[Callable[[str], Any], Callab
             for module in module_names(package, deep=True):
                 if module.rpartition(".")[2].replace("_", "") == name.lower():
                     return getattr(importlib.import_module(f"{package}.{module}"), name)
-        raise AttributeError(f"{package} has no {name!r}; it has {', '.join(listing())}")
+            raise AttributeError(f"{package} has no {name!r}; it has {', '.join(listing())}")
+        # `from graftline.stages import select` comes here first: no listing, which reads every file.
+        raise AttributeError(f"{package} has no {name!r}")
 
     def listing() -> list[str]:
         return sorted(

@@ -60,7 +60,9 @@ def table() -> list[Method]:
     found = []
     for family in families():
         slot = family.__name__.removeprefix("graftline.stages.").replace(".", "/")
-        found += [describe(kind, slot) for _, kind in members(family) if issubclass(kind, (Stage, Plug))]
+        # What has no id of its own (a slot's base class, a requirement) is no method.
+        kinds = [kind for _, kind in members(family) if issubclass(kind, (Stage, Plug))]
+        found += [describe(kind, slot) for kind in kinds if kind.method]
     for entry in entry_points(group="graftline.methods"):
         found.append(describe(entry.load(), f"installed/{entry.name}"))
     return sorted(found, key=lambda method: (method.slot, method.name))

@@ -67,6 +67,8 @@ def canonical(value: Any) -> str:
     """One JSON text for one value: keys sorted, no spaces, non-finite numbers spelled out, lone surrogates escaped."""
 
     def plain(item: Any) -> Any:
+        if type(item) in (str, int, bool, type(None)):
+            return item
         if isinstance(item, float) and not math.isfinite(item):
             return {"float": repr(item)}
         if isinstance(item, Mapping):

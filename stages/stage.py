@@ -8,6 +8,7 @@ imports Ray, torch or Arrow.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, PrivateAttr, V
 from pydantic_core import PydanticCustomError, core_schema
 
 from graftline.stages.errors import InvalidField, MissingColumn, UnknownStage, WrongKind
-from graftline.stages.rows import FIXED, NUMBERS, Columns, digest
+from graftline.stages.rows import FIXED, NUMBERS, Columns, canonical, digest
 
 if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact
@@ -52,7 +53,7 @@ class FrozenMapping(Mapping[Any, Any]):
     __slots__ = ("_items",)
 
     def __init__(self, items: Mapping[Any, Any]) -> None:
-        self._items = dict(sorted(items.items(), key=lambda item: digest(_plain(item[0], _reference))))
+        self._items = dict(sorted(items.items(), key=lambda item: canonical(_plain(item[0], _reference))))
 
     def __getitem__(self, key: Any) -> Any:
         return self._items[key]
@@ -135,7 +136,7 @@ class Specification(BaseModel):
 
     @classmethod
     def _names(cls) -> list[str]:
-        return sorted(cls.model_fields)
+        return _sorted_fields(cls)
 
     @classmethod
     def is_execution(cls, name: str) -> bool:
@@ -571,6 +572,13 @@ def _unpickle(table: dict[str, Any], classes: dict[str, type[Specification]]) ->
 
 # --- values inside fields -------------------------------------------------------------------------------------
 
+PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+@functools.cache
+def _sorted_fields(kind: type[Specification]) -> list[str]:
+    return sorted(kind.model_fields)
+
 
 def _reference(child: Specification) -> Any:
     return {"$": child.key}
@@ -578,13 +586,15 @@ def _reference(child: Specification) -> Any:
 
 def _plain(value: Any, reference: Callable[[Specification], Any], where: str = "") -> Any:
     """A field's value as JSON, its specifications by reference."""
+    if type(value) in PLAIN:  # most values; the checks below are slow for a graph of thousands
+        return value
     if isinstance(value, Specification):
         return reference(value)
     if isinstance(value, (tuple, list)):
         return [_plain(item, reference, where) for item in value]
     if isinstance(value, Mapping):
         return {"map": [[_plain(key, reference, where), _plain(item, reference, where)] for key, item in value.items()]}
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if isinstance(value, (str, int, float)):
         return value
     raise InvalidField(
         f"{_short(value)} ({type(value).__name__}) is not a value a stage can hold",
@@ -630,6 +640,8 @@ def _mapped(value: Any, change: Callable[[Specification], Specification]) -> Any
 
 
 def _specifications(value: Any) -> Iterator[Specification]:
+    if type(value) in PLAIN:
+        return
     if isinstance(value, Specification):
         yield value
     elif isinstance(value, tuple):

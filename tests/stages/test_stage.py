@@ -1,4 +1,4 @@
-"""The value graph: keys, fingerprints, replace, JSON, and what is refused."""
+"""The value graph: keys, fingerprints, replace, JSON, and what is refused. Times are this process's CPU seconds."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def test_inputs_are_found_in_plugs_and_containers() -> None:
 
 
 def test_thirty_stacked_diamonds_take_under_a_second() -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
 
     def stacked() -> Stage:
         node: Stage = Lines()
@@ -275,18 +275,18 @@ def test_thirty_stacked_diamonds_take_under_a_second() -> None:
     assert one == two and hash(one) == hash(two) and "Both" in repr(one)
     assert from_json(to_json({"r": one}), CLASSES)["r"] == one
     assert fingerprint(one) == fingerprint(two) and one.replace((Lines(), "n"), 2) != one
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_a_chain_of_two_thousand_takes_under_a_second() -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     node: Stage = Lines()
     for _ in range(2000):
         node = Both(rows=(node,))
     assert from_json(json.loads(json.dumps(to_json({"r": node}))), CLASSES)["r"] == node
     assert pickle.loads(pickle.dumps(node)) == node
     assert fingerprint(node) and node.replace((Lines(), "n"), 2) != node
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_json_of_an_unknown_class_is_refused() -> None:

@@ -1,0 +1,32 @@
+# Written by `graftline methods --write-stubs` from the files beside it; do not edit.
+
+from graftline.stages import evaluate as evaluate
+from graftline.stages import generate as generate
+from graftline.stages import lm as lm
+from graftline.stages import read as read
+from graftline.stages import select as select
+from graftline.stages import serve as serve
+from graftline.stages import train as train
+from graftline.stages.lm.llm import Llm as Llm
+from graftline.stages.shapes import Made as Made
+from graftline.stages.shapes import Mapper as Mapper
+from graftline.stages.shapes import Rounds as Rounds
+from graftline.stages.shapes import RowStage as RowStage
+from graftline.stages.shapes import Scorer as Scorer
+from graftline.stages.shapes import Selector as Selector
+from graftline.stages.shapes import Source as Source
+from graftline.stages.shapes import Verdict as Verdict
+from graftline.stages.stage import Adapter as Adapter
+from graftline.stages.stage import Context as Context
+from graftline.stages.stage import Execution as Execution
+from graftline.stages.stage import FrozenMapping as FrozenMapping
+from graftline.stages.stage import Model as Model
+from graftline.stages.stage import Paper as Paper
+from graftline.stages.stage import Plug as Plug
+from graftline.stages.stage import Report as Report
+from graftline.stages.stage import Resources as Resources
+from graftline.stages.stage import Rows as Rows
+from graftline.stages.stage import Service as Service
+from graftline.stages.stage import Stage as Stage
+from graftline.stages.stage import View as View
+from graftline.stages.stage import replace as replace
