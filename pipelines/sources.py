@@ -1,0 +1,111 @@
+"""Which code and which versions made an artefact."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import inspect
+import platform
+import sys
+from pathlib import Path
+
+from graftline.stages.rows import digest
+
+PACKAGES = ("graftline", "ray", "torch", "transformers", "peft", "pyarrow", "bitsandbytes")
+SHAPES = ("graftline.stages", "graftline.stages.stage", "graftline.stages.shapes", "graftline.stages.family")
+"""What every stage imports: not part of a stage's own code."""
+NOT_CODE = ("pipeline", "figures")
+"""Functions of a pipeline file that only put stages together."""
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Package → version, of those that can change what comes out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def is_shipped(kind: type) -> bool:
+    """Whether Graftline ships a class, and its `version` therefore speaks for its code."""
+    return getattr(kind, "qualified", kind.__module__).startswith("graftline.")
+
+
+def source_digest(kind: type) -> str:
+    """A digest of the code of a class: of one that Graftline ships, its module and all it imports from
+    `graftline.stages` and `graftline.kernels`; of a user's, its file without comments, without `pipeline` and
+    `figures`, and without what runs under `__main__`. "" where there is no source (typed into a prompt)."""
+    if is_shipped(kind):
+        return _shipped(kind.__module__)
+    return _own(kind)
+
+
+@functools.cache
+def _own(kind: type) -> str:
+    module = sys.modules.get(kind.__module__)
+    try:
+        path = inspect.getsourcefile(module) if module is not None else None
+        if path is None:
+            return str(getattr(kind, "source", ""))
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except (OSError, TypeError, SyntaxError):
+        return ""
+    kept = [
+        ast.unparse(node)
+        for node in tree.body
+        if not (isinstance(node, ast.FunctionDef) and node.name in NOT_CODE)
+        and not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))
+        and not isinstance(node, ast.Expr)
+    ]
+    return digest(kept)
+
+
+@functools.cache
+def _shipped(module: str) -> str:
+    seen: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name in SHAPES:
+            continue
+        found = _imports(name)
+        if found is None:
+            continue
+        seen[name], imported = found
+        waiting += imported
+    return digest(sorted(seen.items()))
+
+
+@functools.cache
+def _imports(module: str) -> tuple[str, list[str]] | None:
+    """A module's digest and what it may import from our two lower floors; None where it is no module."""
+    path = _path(module)
+    if path is None:
+        return None
+    source = path.read_bytes()
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return digest(source.decode()), [
+        name for name in dict.fromkeys(names) if name.startswith(("graftline.stages.", "graftline.kernels."))
+    ]
+
+
+def _path(module: str) -> Path | None:
+    """The file of a module of ours. Found by its name: `find_spec` would import its parents, and so torch."""
+    root, floor, *rest = module.split(".")
+    spec = importlib.util.find_spec(f"{root}.{floor}")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for path in (Path(folder, *rest).with_suffix(".py"), Path(folder, *rest, "__init__.py")):
+            if path.is_file():
+                return path
+    return None

@@ -1,0 +1,77 @@
+"""A finished run's service, found and kept up."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from graftline.pipelines import serving
+from graftline.stages.errors import UnknownStage
+
+CONFIG = "applications:\n- name: tickets\n  route_prefix: /tickets\n  args: {}\n"
+
+SERVED = """
+from graftline.stages import Llm, serve
+
+def pipeline():
+    return serve.Service(model=Llm("tiny", engine="scripted"), label="tiny talk")
+"""
+
+
+def with_config(run):
+    line = next(each for each in run.stages if each["kind"] == "service")
+    Path(line["path"], "serve.yaml").write_text(CONFIG)
+    run.file(line, "note.json", {})
+    return run.write()
+
+
+def test_the_configuration_is_the_services(quickstart):
+    done = with_config(quickstart)
+    for stage in (None, "Service"):
+        assert serving.configuration(done, stage)["applications"][0]["name"] == "tickets"
+
+
+def test_a_run_without_one_or_with_several_services_says_so(quickstart):
+    with pytest.raises(UnknownStage, match="makes a report, no service"):
+        serving.configuration(with_config(quickstart), "Compare")
+    quickstart.stage("Service", "service", label="second")
+    with pytest.raises(UnknownStage, match="has 2 services"):
+        serving.configuration(quickstart.write())
+    quickstart.stages = quickstart.stages[:-2]
+    with pytest.raises(UnknownStage, match="no service that is made"):
+        serving.configuration(quickstart.write())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_waiting_ends_with_a_signal(number):
+    before = signal.getsignal(signal.SIGTERM)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    timer.start()
+    serving.wait()
+    timer.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.slow
+def test_a_service_answers_until_ctrl_c(tmp_path):
+    import httpx
+
+    (tmp_path / "served_pipeline.py").write_text(SERVED)
+    environment = {**os.environ, "GRAFTLINE_STORE": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "graftline.pipelines", "run", str(tmp_path / "served_pipeline.py"), "--serve"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("RESULT ")
+    url = process.stdout.readline().strip()
+    models = httpx.get(f"{url}/v1/models", trust_env=False).json()
+    assert [model["id"] for model in models["data"]] == ["base"]
+    asked = {"model": "base", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+    assert httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60, trust_env=False).status_code == 200
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert "serving base at" in error and "Traceback" not in error
