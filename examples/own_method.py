@@ -1,6 +1,6 @@
 """Your own method: one class in the pipeline's own file, and it runs on Ray's workers like any other.
 
-    graftline run examples/own_method.py        # or: python examples/own_method.py
+graftline run examples/own_method.py        # or: python examples/own_method.py
 """
 
 from graftline.pipelines import run

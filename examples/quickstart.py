@@ -10,6 +10,7 @@ both, compares it with the untouched model on the test tickets, and answers one 
 
 from graftline.stages import Llm, evaluate, generate, read, select, serve, train
 
+SYSTEM = "Name the ticket's queue."
 PROBE = "hi, third evening in a row with no signal at all in the flat, the little lamp just blinks red. please fix it"
 
 
@@ -32,7 +33,7 @@ def pipeline(
         seed: of the split, the drafts and the training.
     """
     student = Llm(model, engine=engine)
-    tickets = read.Jsonl(path=seeds, prompt="{text}", answer="{queue}", system="Name the ticket's queue.")
+    tickets = read.Jsonl(path=seeds, prompt="{text}", answer="{queue}", system=SYSTEM)
     split = select.Split(rows=tickets, shares=(0.4, 0.1, 0.5), stratify="answer", seed=seed)
     drafts = generate.SelfInstruct(seeds=split.train, teacher=student, count=2 * budget, seed=seed)
     chosen = select.TopK(rows=drafts, by="max_rouge", k=budget)
@@ -50,7 +51,7 @@ def pipeline(
         rows=split.test,
         metrics=(evaluate.ExactMatch(), evaluate.Choice()),
     )
-    service = serve.Service(model=student, adapters={"tickets": tuned}, probe=(PROBE,))
+    service = serve.Service(model=student, adapters={"tickets": tuned}, probe=(PROBE,), system=SYSTEM)
     return {"tuned": tuned, "report": report, "service": service}
 
 

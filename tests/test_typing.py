@@ -28,7 +28,11 @@ def test_the_tree_is_clean():
     assert result.returncode == 0, result.stdout + result.stderr
     # Every file was read, with its .pyi in place of a .py where there is one; a recipe that finds nothing is clean too.
     sources = {path.with_suffix("") for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
-    assert f"no issues found in {len(sources)} source files" in result.stdout
+    # mypy counts a namespace package (kernels) as a source of its own.
+    namespaces = {path.parts[len(ROOT.parts)] for path in sources} - {
+        folder for folder in FOLDERS if (ROOT / folder / "__init__.py").exists()
+    }
+    assert f"no issues found in {len(sources) + len(namespaces)} source files" in result.stdout
 
 
 def test_a_planted_error_is_found(copied_tree):
