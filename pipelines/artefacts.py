@@ -92,7 +92,13 @@ class Artefacts:
         return self.opened(attempt, manifest)
 
     def opened(self, attempt: str, manifest: dict[str, Any]) -> Artefact:
-        return Artefact(manifest, self.store.filesystem, self.store.path(attempt), cache=str(cache_folder() / "store"))
+        return Artefact(
+            manifest,
+            self.store.filesystem,
+            self.store.path(attempt),
+            cache=str(cache_folder() / "store"),
+            uri=self.store.uri_of(attempt),
+        )
 
     def generation(self, identity: Identity) -> int:
         """How often the artefact in force has been retried."""

@@ -105,6 +105,9 @@ class WorkerContext:
     def file(self, path: str) -> str:
         return absolute(path, self.work.base)
 
+    def pinned(self, name: str) -> str | None:
+        return self.work.pinned.get(name)
+
     def engine(
         self, model: Stage, adapters: Mapping[str, Stage] | None = None
     ) -> AbstractContextManager[CountedEngine]:

@@ -17,7 +17,7 @@ from graftline.pipelines.parts import encoded
 from graftline.pipelines.store import Store
 from graftline.stages.rows import Columns, canonical, digest, schema
 from graftline.stages.shapes import Mapper
-from graftline.stages.stage import Pins, Specification, Stage, _plain
+from graftline.stages.stage import Pins, Specification, Stage, plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +46,7 @@ def specification(stage: Stage, fingerprints: Mapping[str, str], digests: Mappin
         return "rows" if child.kind == "rows" else {"$": fingerprints[child.key], "digest": digests.get(child.key)}
 
     def described(node: Specification) -> list[Any]:
-        values = {name: _plain(value, reference) for name, value in node.semantic(pins).items()}
+        values = {name: plain(value, reference) for name, value in node.semantic(pins).items()}
         return [node.qualified, node.version, values]
 
     return digest(described(stage))

@@ -63,7 +63,7 @@ def plan_command(
     from graftline.pipelines import plan, show
 
     loaded = load(file, set_)
-    planned = plan(loaded.roots, store, base=loaded.base, address=address, lock=loaded.lock)
+    planned = plan(loaded.roots, store, base=loaded.base, address=address, name=loaded.name, lock=loaded.lock)
     answer(planned.to_dict(), as_json, lambda: show.plan(planned.to_dict()))
 
 
@@ -154,8 +154,7 @@ def retry_command(name: RunName, stage: StageName, store: StorePlace = None, add
 
     place = Store.default(store)
     earlier = finished(name, store)
-    views = frozenset(line["key"] for line in earlier.record["stages"] if line["part"])
-    with display(views) as watch:
+    with display() as watch:
         again = retry(stage, earlier.id, place, address=address, watch=watch)
     write_report(again)
     typer.echo(again.id)

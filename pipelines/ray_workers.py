@@ -58,7 +58,7 @@ class RayWorkers:
         self.purse, self.hear, self.make = purse, hear, make
         self.mine = not ray.is_initialized()
         if self.mine:
-            _connect(address or os.environ.get("RAY_ADDRESS"))
+            connect(address or os.environ.get("RAY_ADDRESS"))
         self.driver = ray.get_runtime_context().get_node_id()
         board: Any = ray.remote(BoardActor)
         placed = board.options(num_cpus=0, max_concurrency=10_000, scheduling_strategy=_on_node(self.driver))
@@ -238,7 +238,7 @@ def died(error: Exception, stage: str) -> Failure:
     return Failure(kind.__name__, text, stage, do, str(error))
 
 
-def _connect(address: str | None) -> None:
+def connect(address: str | None) -> None:
     """Joins a cluster, or starts a local one with a token of its own (Ray 2.60 asks for one, and would otherwise leave
     it in the user's home)."""
     import ray

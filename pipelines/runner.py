@@ -303,6 +303,7 @@ class Runner:
             board=workers.board,
             ledger=ledger,
             generation=generation,
+            pinned=dict(self.plan.pins.names),
             on_ray=workers.on_ray,
         )
 

@@ -19,7 +19,7 @@ from graftline.pipelines.store import Store
 from graftline.pipelines.workers import HERE
 from graftline.stages.artefact import Artefact
 from graftline.stages.errors import StoreFailed, UnknownStage
-from graftline.stages.stage import Stage
+from graftline.stages.stage import Stage, View
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,8 @@ def execute(
     store.writable()
     record = Record(store, plan, name, parameters, file)
     for step in plan.steps:
-        watch(Event("planned", step.key, step.name))
+        if not isinstance(step.stage, View):
+            watch(Event("planned", step.key, step.name))
     runner = Runner(store, plan, record, Purse(budget), watch, address, again)
     try:
         runner.execute(plan)

@@ -65,14 +65,14 @@ def served(config: Mapping[str, Any], port: int | None = None, address: str | No
     """The service while inside, on a cluster that is joined, or on a local one that ends with it."""
     import ray
 
-    from graftline.pipelines.ray_workers import _connect
+    from graftline.pipelines.ray_workers import connect
     from graftline.stages.serve.app import offered
     from graftline.stages.serve.deploy import start, stop
 
     application = config["applications"][0]
     ours = not ray.is_initialized()
     if ours:
-        _connect(address or os.environ.get("RAY_ADDRESS"))
+        connect(address or os.environ.get("RAY_ADDRESS"))
     try:
         url = start(config, name=application["name"], port=port)
         try:

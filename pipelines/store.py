@@ -66,6 +66,15 @@ class Store:
         parts = urlsplit(self.uri)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
+    def uri_of(self, name: str) -> str:
+        """A place in the store as a URI, its options included, without user and password."""
+        if "://" not in self.uri:
+            scheme = self.filesystem.type_name
+            return self.local_path(name).as_uri() if self.local else f"{scheme}://{self.path(name)}"
+        parts = urlsplit(self.uri)
+        query = f"?{parts.query}" if parts.query else ""
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/{name}{query}"
+
     def __repr__(self) -> str:
         return f"Store({self.shown!r})"
 

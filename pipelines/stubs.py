@@ -244,5 +244,3 @@ def _number(marks: list[Any] | tuple[Any, ...], wish: float) -> float:
         if isinstance(mark, Lt) and wish >= float(mark.lt):  # type: ignore[arg-type]
             wish = float(mark.lt) / 2  # type: ignore[arg-type]
     return wish
-
-

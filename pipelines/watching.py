@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def display(leave_out: frozenset[str] = frozenset()) -> Iterator[Any]:
+def display() -> Iterator[Any]:
     """The display of a run on stderr; what anybody prints meanwhile goes there, too. An error after a stage started
-    comes out as `Started`.
-
-    Args:
-        leave_out: keys of stages that are not shown.
-    """
+    comes out as `Started`."""
     from graftline.pipelines.progress import Progress
 
     started = False
@@ -35,8 +31,7 @@ def display(leave_out: frozenset[str] = frozenset()) -> Iterator[Any]:
     def watch(event: Any) -> None:
         nonlocal started
         started = started or event.kind == "started"
-        if event.key not in leave_out:
-            progress(event)
+        progress(event)
 
     try:
         with contextlib.redirect_stdout(sys.stderr), progress:
@@ -50,13 +45,10 @@ def display(leave_out: frozenset[str] = frozenset()) -> Iterator[Any]:
 def watched(loaded: Loaded, store: Store, address: str | None, budget: Budget) -> tuple[Run, dict[str, Any]]:
     """Runs a pipeline with its display, and writes its report; the run and the file's figures."""
     from graftline.pipelines import run
-    from graftline.pipelines.graph import Graph
-    from graftline.stages.stage import View
 
-    views = frozenset(key for key, stage in Graph.of(loaded.roots).stages.items() if isinstance(stage, View))
     before = latest_id(store)
     try:
-        with display(views) as watch:
+        with display() as watch:
             done = run(
                 loaded.roots, store, budget, base=loaded.base, name=loaded.name, address=address, watch=watch,
                 parameters=loaded.parameters, file=loaded.file, lock=loaded.lock,

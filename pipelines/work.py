@@ -40,6 +40,7 @@ class Work:
         ledger: the ledger's name in the store; "" without one.
         generation: how often the stage was retried for these inputs.
         board: where progress is told and other stages are asked for.
+        pinned: name → identity of what the plan found outside, such as a model's commit.
         on_ray: whether Ray is there to start engines as actors.
     """
 
@@ -55,6 +56,7 @@ class Work:
     workers: Resources = field(default_factory=Resources)
     ledger: str = ""
     generation: int = 0
+    pinned: Mapping[str, str] = field(default_factory=dict)
     on_ray: bool = False
 
     def opened(self, stage: Stage) -> Artefact:

@@ -26,6 +26,8 @@ class Artefact:
         path: the attempt's folder on that filesystem.
         part: the view it is restricted to ("" = all of it).
         cache: a local folder for copies of remote directories.
+        uri: its folder as a URI that other processes can open (of a local store: those of this machine), without user
+            and password.
     """
 
     manifest: dict[str, Any]
@@ -33,6 +35,7 @@ class Artefact:
     path: str
     part: str = ""
     cache: str = field(default="", compare=False)
+    uri: str = field(default="", compare=False)
 
     @property
     def kind(self) -> str:

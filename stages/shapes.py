@@ -8,7 +8,7 @@ Mappers, scorers and selectors keep ids.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -62,6 +62,9 @@ class Source(RowStage):
         empty id is filled in from the row's parents and content, equal rows numbered in their order."""
         raise NotImplementedError(f"{type(self).__name__}.make_rows")
 
+    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | Mapping[str, int] | None:
+        return sum(rows.values()) if rows else None
+
 
 class Mapper(RowStage):
     """Changes rows, a batch at a time.
@@ -81,6 +84,12 @@ class Mapper(RowStage):
         `filtered` says why (null = kept). `context.engine` is opened once a worker."""
         raise NotImplementedError(f"{type(self).__name__}.map_rows")
 
+    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | Mapping[str, int] | None:
+        return rows.get("rows")
+
+    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
+        return (rows.get("rows"), None, None) if self.calls_model else (0, 0, 0)
+
 
 class Scorer(RowStage):
     """Adds columns to rows, a batch at a time; never drops one.
@@ -97,6 +106,12 @@ class Scorer(RowStage):
         """Added column → one value a row, in the batch's order; None = missing."""
         raise NotImplementedError(f"{type(self).__name__}.score_rows")
 
+    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | Mapping[str, int] | None:
+        return rows.get("rows")
+
+    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
+        return (rows.get("rows"), None, None) if self.calls_model else (0, 0, 0)
+
 
 class Selector(RowStage):
     """Decides which rows stay; sees all of them at once."""
@@ -106,6 +121,9 @@ class Selector(RowStage):
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         """One verdict for each row of the table (sorted by id); ties are the author's to break, by id."""
         raise NotImplementedError(f"{type(self).__name__}.select_rows")
+
+    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | Mapping[str, int] | None:
+        return rows.get("rows")
 
 
 @dataclass
@@ -146,6 +164,5 @@ class Rounds(RowStage):
         """All rows, with their outcomes."""
         raise NotImplementedError(f"{type(self).__name__}.finish")
 
-    def most_calls(self) -> tuple[int, int]:
-        """An estimate for `plan`: (model calls, tokens per call)."""
-        return (0, 0)
+    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
+        return None, None, None

@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, PrivateAttr, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, core_schema
 
 from graftline.stages.errors import InvalidField, MissingColumn, UnknownStage, WrongKind
@@ -53,7 +62,7 @@ class FrozenMapping(Mapping[Any, Any]):
     __slots__ = ("_items",)
 
     def __init__(self, items: Mapping[Any, Any]) -> None:
-        self._items = dict(sorted(items.items(), key=lambda item: canonical(_plain(item[0], _reference))))
+        self._items = dict(sorted(items.items(), key=lambda item: canonical(plain(item[0], _reference))))
 
     def __getitem__(self, key: Any) -> Any:
         return self._items[key]
@@ -79,6 +88,10 @@ class Pins(Protocol):
 
     def pinned(self, name: str, find: Callable[[], str]) -> str:
         """The identity recorded under this name, else what `find` answers, recorded from now on."""
+
+
+class _Fields(dict[str, Any]):
+    """Fields on their way from a specification's `__init__` to its validator."""
 
 
 class Specification(BaseModel):
@@ -110,15 +123,28 @@ class Specification(BaseModel):
         cls.qualified = f"{module}.{cls.__qualname__}"
 
     def __init__(self, /, **fields: Any) -> None:
+        given = _Fields((name, _thaw(value)) for name, value in fields.items())
         try:
-            super().__init__(**{name: _thaw(value) for name, value in fields.items()})
+            self.__pydantic_validator__.validate_python(given, self_instance=self)
         except ValidationError as error:
             raise _invalid(type(self), error) from None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _built_by_its_class(cls, value: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse a mapping for a plug: pydantic, strict or not, would build the slot's own class from it."""
+        if isinstance(value, (cls, _Fields)):
+            return validate(value)
+        raise PydanticCustomError(
+            "wrong_kind",
+            "takes a value of type {expected}, not {given}",
+            {"expected": cls.__name__, "given": _short(value)},
+        )
 
     def model_post_init(self, context: Any, /) -> None:
         for name in type(self).model_fields:
             self.__dict__[name] = _freeze(self.__dict__[name])
-        own = {name: _plain(self.__dict__[name], _reference, f"{type(self).__name__}.{name}") for name in self._names()}
+        own = {name: plain(self.__dict__[name], _reference, f"{type(self).__name__}.{name}") for name in self._names()}
         self._key = digest([self.qualified, self.version, own])
         self.check()
 
@@ -305,6 +331,15 @@ class Stage(Specification):
         """What `plan` can check of the outside before anything starts, for a stage that will run: that a file is
         readable, a port free. `file` makes a path absolute. Raises a `RequestError`."""
 
+    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | Mapping[str, int] | None:
+        """For `plan`: about how many rows it makes (a stage with views: part → rows); None where that is not known.
+        `rows`: those of its input fields (of a container: their sum) where known; `file` makes a path absolute."""
+        return None
+
+    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
+        """For `plan`: about how many model calls, tokens in and tokens out it takes; None where that is not known."""
+        return 0, 0, 0
+
     def expand(self) -> Mapping[str, Stage]:
         """Hidden stages this one reads (name → stage): run, cached and shared like any other."""
         return {}
@@ -371,6 +406,9 @@ class Context(Protocol):
 
     def file(self, path: str) -> str:
         """The absolute path of a file the pipeline names."""
+
+    def pinned(self, name: str) -> str | None:
+        """What `Specification.pins` had recorded under this name when the run was planned."""
 
     def progress(self, done: int, total: int, **numbers: float) -> None:
         """Show how far it is, with a few numbers worth seeing."""
@@ -455,7 +493,7 @@ def fingerprints(roots: Sequence[Specification], pins: Pins) -> dict[str, str]:
     known: dict[str, str] = {}
     for node in walk(*roots):
         values = {
-            name: _plain(value, lambda child: {"$": known[child.key]}) for name, value in node.semantic(pins).items()
+            name: plain(value, lambda child: {"$": known[child.key]}) for name, value in node.semantic(pins).items()
         }
         known[node.key] = digest([node.qualified, node.version, values])
     return known
@@ -523,7 +561,7 @@ def to_json(roots: Mapping[str, Specification]) -> dict[str, Any]:
             node.key: {
                 "class": node.qualified,
                 "version": node.version,
-                "fields": {name: _plain(node.__dict__[name], _reference) for name in node._names()},
+                "fields": {name: plain(node.__dict__[name], _reference) for name in node._names()},
             }
             for node in walk(*roots.values())
         },
@@ -584,16 +622,16 @@ def _reference(child: Specification) -> Any:
     return {"$": child.key}
 
 
-def _plain(value: Any, reference: Callable[[Specification], Any], where: str = "") -> Any:
+def plain(value: Any, reference: Callable[[Specification], Any], where: str = "") -> Any:
     """A field's value as JSON, its specifications by reference."""
     if type(value) in PLAIN:  # most values; the checks below are slow for a graph of thousands
         return value
     if isinstance(value, Specification):
         return reference(value)
     if isinstance(value, (tuple, list)):
-        return [_plain(item, reference, where) for item in value]
+        return [plain(item, reference, where) for item in value]
     if isinstance(value, Mapping):
-        return {"map": [[_plain(key, reference, where), _plain(item, reference, where)] for key, item in value.items()]}
+        return {"map": [[plain(key, reference, where), plain(item, reference, where)] for key, item in value.items()]}
     if isinstance(value, (str, int, float)):
         return value
     raise InvalidField(
@@ -719,7 +757,8 @@ def _invalid(kind: type[Specification], error: ValidationError) -> InvalidField:
     found = error.errors(include_url=False)
     messages = []
     for each in found:
-        path = ".".join(str(part) for part in (kind.__name__, *each["loc"]))
+        loc = [str(part) for part in each["loc"] if not str(part).startswith("function-wrap[")]  # of a union
+        path = ".".join([kind.__name__, *loc])
         given = "" if each["type"] in ("missing", "wrong_kind") else f" (given {_short(each['input'])})"
         messages.append((path, f"{each['msg'][0].lower()}{each['msg'][1:]}{given}"))
     first = WrongKind if found[0]["type"] == "wrong_kind" else InvalidField

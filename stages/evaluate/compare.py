@@ -124,7 +124,7 @@ class Compare(Stage):
         return Requirement(figure=self.metric(name, of), least=value)
 
     def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        """For `plan`: calls, tokens in, tokens out (unknown: they depend on the rows' texts)."""
+        """The tokens are not known: they depend on the rows' texts."""
         calls = rows["rows"] * len(self.metrics) * len(self.columns_shown) if "rows" in rows else None
         return calls, None, None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -157,12 +157,12 @@ class SelfInstruct(Rounds):
     def finish(self, state: Drafts) -> Iterable[Made]:
         return state.outcomes()
 
-    def most_calls(self) -> tuple[int, int]:
-        return math.ceil(self.count / EXPECTED * 1.1), math.ceil(self.max_new_tokens * 0.6)
+    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int:
+        return self.count
 
     def calls_expected(self, rows: Mapping[str, int]) -> tuple[int, int, int]:
-        """Calls, tokens in and tokens out, for `plan`; an example has about as many tokens as a draft."""
-        calls, tokens = self.most_calls()
+        """An example has about as many tokens as a draft."""
+        calls, tokens = math.ceil(self.count / EXPECTED * 1.1), math.ceil(self.max_new_tokens * 0.6)
         return calls, calls * (45 + self.examples * tokens), calls * tokens
 
     def _shown(self, seeds: Sequence[Seed], slot: str) -> tuple[Seed, ...]:

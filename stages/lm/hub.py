@@ -44,16 +44,15 @@ def commit(name: str, revision: str | None) -> str:
     return _cached(name, revision, None).name
 
 
-def snapshot(name: str, revision: str | None, patterns: Sequence[str]) -> tuple[Path, float]:
+def snapshot(name: str, commit: str, patterns: Sequence[str]) -> tuple[Path, float]:
     """The folder of a model's files in the Hub's cache (named by the commit), and the seconds its download took."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-    which = commit(name, revision)
     started = time.monotonic()
     disable_progress_bars()
     try:
-        folder = snapshot_download(name, revision=which, allow_patterns=list(patterns))
+        folder = snapshot_download(name, revision=commit, allow_patterns=list(patterns))
     except Exception as error:
         raise ModelNotFound(f"cannot be downloaded: {error}", where=name, do="check the network") from error
     finally:

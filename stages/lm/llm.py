@@ -91,7 +91,8 @@ class Llm(Stage):
         elif local.is_dir() or _looks_like_path(self.model):
             _copy(local, folder)
         else:
-            source, seconds = hub.snapshot(self.model, self.revision, KEPT)
+            commit = context.pinned(hub.pin(self.model, self.revision)) or hub.commit(self.model, self.revision)
+            source, seconds = hub.snapshot(self.model, commit, KEPT)
             _copy(source, folder)
             metrics["revision"] = source.name
         weights = sorted(folder.glob("*.safetensors"))

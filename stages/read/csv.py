@@ -36,6 +36,10 @@ class Csv(FileSource):
 
     delimiter: Annotated[str, Field(min_length=1, max_length=1, pattern=r'[^"\r\n]')] = ","
 
+    def count(self, path: str) -> int | None:
+        lines = super().count(path)
+        return max(0, lines - 1) if lines else lines  # the first names the columns
+
     def records(self, path: str) -> Iterator[Record]:
         csv.field_size_limit(max(csv.field_size_limit(), self.max_bytes))
         names: list[str] | None = None

@@ -29,6 +29,15 @@ class Parquet(FileSource):
     method = "read.parquet"
     origin = "the common shapes of instruction data; no paper"
 
+    def count(self, path: str) -> int | None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except pa.ArrowException:
+            return None
+
     def records(self, path: str) -> Iterator[Record]:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -77,6 +77,11 @@ class Split(Selector):
     def columns_needed(self) -> Mapping[str, Columns]:
         stratum: Columns = {self.stratify: "any"} if self.stratify else {}
         return {"rows": {"group": "string", **stratum, self.by: "string"}}
+
+    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> Mapping[str, int] | None:
+        if "rows" not in rows:
+            return None
+        return {part: round(rows["rows"] * share) for part, share in zip(PARTS, self.shares, strict=True)}
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         ids, values = table["id"].to_pylist(), table[self.by].to_pylist()

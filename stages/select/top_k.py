@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -36,6 +36,9 @@ class TopK(Selector):
 
     def columns_needed(self) -> Mapping[str, Columns]:
         return {"rows": {self.by: "number"}}
+
+    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | None:
+        return min(self.k, rows["rows"]) if "rows" in rows else None
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         sign = -1.0 if self.largest else 1.0

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 
-
 class GatewayReplica:
     """The ingress: it knows the models' ids and the engines' handles, and calls no model itself."""
 

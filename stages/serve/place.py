@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from graftline.stages.errors import EngineFailed
-
-if TYPE_CHECKING:
-    from graftline.stages.artefact import Artefact
 
 BASE = "base"
 """The id under which a service offers its base."""
 IMPORT_PATH = "graftline.stages.serve.app:build"
-
-
-def uri(made: Artefact) -> str:
-    """An artefact's folder as a URI any node can open (of a local store: any process of this machine)."""
-    import pyarrow.fs as fs
-
-    if isinstance(made.filesystem, fs.LocalFileSystem):
-        return Path(made.path).absolute().as_uri()
-    return f"{made.filesystem.type_name}://{made.path}"
 
 
 def local(uri: str, digest: str, folder: str) -> Path:

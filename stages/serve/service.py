@@ -16,7 +16,7 @@ from graftline.stages.lm.llm import Llm
 from graftline.stages.lm.reference import base_of, refuse_other_bases
 from graftline.stages.rows import digest
 from graftline.stages.serve.belonging import refuse_mismatches
-from graftline.stages.serve.place import BASE, IMPORT_PATH, uri
+from graftline.stages.serve.place import BASE, IMPORT_PATH
 from graftline.stages.serve.probing import exchanges
 from graftline.stages.stage import Adapter, Context, Execution, Model, Resources, Stage
 
@@ -121,7 +121,7 @@ class Service(Stage):
         own = self.resources or Resources()
 
         def entry(stage: Stage, made: Artefact) -> dict[str, Any]:
-            return {"root": stage.name, "uri": uri(made), "digest": made.digest}
+            return {"root": stage.name, "uri": made.uri, "digest": made.digest}
 
         def with_llm(stage: Stage, made: Artefact) -> dict[str, Any]:
             llm = base_of(stage)

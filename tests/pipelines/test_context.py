@@ -1,7 +1,7 @@
 import fcntl
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -222,6 +222,11 @@ def test_seeds_depend_on_the_stage_the_row_and_the_attempt(order):
     context = WorkerContext(order(Numbers(seed=3)))
     assert context.seed("row", 2) == derived_seed(3, "row", 2) != context.seed("row", 1)
     assert WorkerContext(order(Asks(model=Llm("tiny")))).seed("row") == derived_seed(0, "row", 0)
+
+
+def test_what_the_plan_pinned(order):
+    context = WorkerContext(replace(order(Numbers()), pinned={"hub:some/model@main": "abc"}))
+    assert context.pinned("hub:some/model@main") == "abc" and context.pinned("another") is None
 
 
 def test_paths(order, tmp_path):

@@ -39,6 +39,9 @@ class Lines(Source):
     def pins(self, resolve):
         return {"path": resolve.file(self.path)}
 
+    def rows_expected(self, rows, file):
+        return len(Path(file(self.path)).read_text().split())
+
     def make_rows(self, context):
         yield from (Made({"answer": line}) for line in Path(context.file(self.path)).read_text().split())
 
@@ -76,6 +79,9 @@ class Split(Selector):
     def train(self):
         return View(of=self, part="train")
 
+    def rows_expected(self, rows, file):
+        return {"train": round(rows["rows"] * self.shares[0]), "test": round(rows["rows"] * self.shares[1])}
+
     def select_rows(self, table, context):
         return [
             Verdict(row, part="train" if number % 4 == 0 else "test")
@@ -91,8 +97,11 @@ class Talk(Rounds):
     def asks(self):
         return self.teacher
 
-    def most_calls(self):
-        return (80, 30)
+    def rows_expected(self, rows, file):
+        return self.count
+
+    def calls_expected(self, rows):
+        return (80, None, 2400)
 
 
 class Tuned(Stage):

@@ -23,9 +23,7 @@ def test_ticks_cover_the_range_in_round_steps(low, span):
 def test_a_curve_goes_where_its_values_are():
     svg = lines({"loss": [(0, 4.0), (1, 2.0), (2, 1.0)]})
     ElementTree.fromstring(svg)
-    points = [
-        tuple(map(float, pair.split(","))) for pair in re.search(r'points="([^"]+)"', svg).group(1).split()
-    ]
+    points = [tuple(map(float, pair.split(","))) for pair in re.search(r'points="([^"]+)"', svg).group(1).split()]
     assert [x for x, _ in points] == sorted(x for x, _ in points)
     heights = [y for _, y in points]
     assert heights[0] < heights[1] < heights[2], "a smaller loss lies lower"

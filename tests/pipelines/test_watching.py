@@ -1,4 +1,4 @@
-"""A run's display: what is printed meanwhile, what is left out, and which errors came after a start."""
+"""A run's display: what is printed meanwhile, and which errors came after a start."""
 
 import pytest
 
@@ -14,14 +14,6 @@ def test_prints_go_to_stderr_while_it_is_shown(capsys):
     print("answer")
     out, error = capsys.readouterr()
     assert out == "answer\n" and "noise" in error
-
-
-def test_views_are_left_out(capsys):
-    with display(frozenset({"view"})) as watch:
-        watch(Event("started", "view", "Split.train"))
-        watch(Event("started", "stage", "Split"))
-    error = capsys.readouterr().err
-    assert "Split: started" in error and "Split.train" not in error
 
 
 @pytest.mark.parametrize("kind", ["planned", "cached", "started"])

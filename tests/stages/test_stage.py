@@ -231,6 +231,17 @@ def test_replace_says_what_is_wrong_with_the_full_path() -> None:
         (lambda: Length(rows=Brain()), WrongKind, r"Length\.rows: takes rows, but Brain makes model"),
         (lambda: Length(rows="x.jsonl"), WrongKind, r"Length\.rows: takes a stage that makes rows"),
         (lambda: Both(named={"a": Brain()}), WrongKind, r"Both\.named\.a: takes rows"),
+        (
+            lambda: Fit(model=Brain(), rows=Lines(), knob={}),
+            WrongKind,
+            r"Fit\.knob: takes a value of type Knob, not \{\}",
+        ),
+        (
+            lambda: Fit(model=Brain(), rows=Lines(), knob={"rank": 2}),
+            WrongKind,
+            r"Fit\.knob: takes a value of type Knob",
+        ),
+        (lambda: Lines(resources={"cpus": 1.0}), WrongKind, r"Lines\.resources: takes a value of type Resources"),
         (lambda: Fit(model=Lines(), rows=Lines()), WrongKind, r"Fit\.model: takes model, but Lines makes rows"),
         (lambda: Length(rows=Parts(rows=Lines())), WrongKind, r"say which: \.left, \.right"),
         (lambda: View(of=Parts(rows=Lines()), part="up"), InvalidField, r"View\.part: Parts has no part 'up'"),

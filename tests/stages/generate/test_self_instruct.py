@@ -132,7 +132,7 @@ def test_plan_is_told_how_many_calls_there_will_be(play: Any, self_instruct: Any
     rounds.play(stage, seed_rows())
     asked = sum(map(len, rounds.requests))
     calls, tokens_in, tokens_out = stage.calls_expected({"seeds": 7})
-    assert stage.most_calls()[0] == calls and asked / 2 <= calls <= 2 * asked
+    assert asked / 2 <= calls <= 2 * asked
     assert tokens_in > tokens_out > 0
 
 

@@ -1,6 +1,5 @@
 """A model reference: what it is in a fingerprint, what it makes, and what is said where there is no such model."""
 
-import json
 import pickle
 import shutil
 
@@ -22,8 +21,8 @@ class World:
     def file(self, path):
         return str(self.folder / path)
 
-    def pinned(self, name, find):
-        return self.lock.setdefault(name, find())
+    def pinned(self, name, find=lambda: None):
+        return self.lock[name] if name in self.lock else self.lock.setdefault(name, find())
 
 
 class Pins(World):
@@ -93,6 +92,21 @@ def test_a_hub_id_is_its_commit(tmp_path, monkeypatch):
     assert fingerprint(Llm("some/model"), Pins(tmp_path)) != first
 
 
+def test_what_is_fetched_is_the_pinned_commit(tiny_directory, tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot(name, commit, patterns):
+        asked.append((name, commit))
+        return tiny_directory, 1.5
+
+    monkeypatch.setattr(hub, "snapshot", snapshot)
+    monkeypatch.setattr(hub, "commit", lambda *_: pytest.fail("asked the Hub again"))
+    world = World(tmp_path)
+    world.lock["hub:some/model@main"] = "abc123"
+    metrics = Llm("some/model").make(world, tmp_path / "out")
+    assert asked == [("some/model", "abc123")] and metrics["fetch_seconds"] == 1.5
+
+
 def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "commit", lambda *_: pytest.fail("asked the Hub"))
     for name in ("./never", "/never/there", "models/mine/never"):
@@ -125,15 +139,3 @@ def test_weights_that_are_no_safetensors_are_refused(tiny_directory, tmp_path):
     (tmp_path / "mine" / "model.safetensors").rename(tmp_path / "mine" / "pytorch_model.bin")
     with pytest.raises(ModelNotFound, match="pickled weights are never loaded"):
         Llm("./mine").make(World(tmp_path), tmp_path / "out")
-
-
-@pytest.mark.real
-def test_the_built_in_model_is_always_the_same(smollm2_directory, tmp_path):
-    """Downloaded (or from the cache), converted: every tensor as the GGUF's numbers say, in fp32."""
-    metrics = Llm("smollm2-135m-instruct").make(World(tmp_path), tmp_path / "out")
-    made = tmp_path / "out" / "model"
-    assert metrics["weights_digest"] == "144c4f6518e28433a9993f00051d7758725abb4934905beaa3006046436e0ce5"
-    assert metrics["parameters"] == 134_515_008
-    config = json.loads((made / "config.json").read_text())
-    assert "quantization_config" not in config and "_model_name_or_path" not in config
-    assert config["dtype"] == "float32"

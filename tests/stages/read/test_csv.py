@@ -92,3 +92,8 @@ def test_a_first_line_that_names_no_columns(folder: Any, content: str, what: str
 def test_delimiters_are_one_character(delimiter: str) -> None:
     with pytest.raises(InvalidField, match=r"Csv\.delimiter"):
         Csv(path="a.csv", delimiter=delimiter)
+
+
+def test_rows_are_counted_without_the_first_line(folder: Any) -> None:
+    assert Csv(path=folder.write("a.csv", "prompt,answer\na,b\nc,d\n")).rows_expected({}, folder.file) == 2
+    assert Csv(path=folder.write("empty.csv", "")).rows_expected({}, folder.file) == 0

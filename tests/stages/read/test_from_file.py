@@ -107,6 +107,13 @@ def test_limit_and_max_bytes(folder: Any, outcomes: Any) -> None:
         tickets(path, limit=0)
 
 
+def test_plan_is_told_how_many_rows_there_are(folder: Any) -> None:
+    path = folder.write("a.jsonl", jsonl([*TICKETS, *TICKETS]))
+    assert tickets(path).rows_expected({}, folder.file) == 2 * len(TICKETS)
+    assert tickets(path, limit=1).rows_expected({}, folder.file) == 1
+    assert tickets("s3://far/a.jsonl").rows_expected({}, lambda path: path) is None
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

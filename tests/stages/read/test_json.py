@@ -48,3 +48,10 @@ def test_a_row_above_max_bytes_fails_alone(folder: Any, outcomes: Any) -> None:
 def test_a_file_that_is_no_list(folder: Any, text: str, what: str) -> None:
     with pytest.raises(RequestError, match=f"(?is){what}"):
         folder.read(Json(path=folder.write("a.json", text)))
+
+
+def test_rows_are_counted_where_the_file_is_small(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Json(path=folder.write("a.json", json.dumps(ROWS)))
+    assert stage.rows_expected({}, folder.file) == 2
+    monkeypatch.setattr("graftline.stages.read.json.SMALL", 10)
+    assert stage.rows_expected({}, folder.file) is None

@@ -57,3 +57,9 @@ def test_a_file_without_rows(folder: Any) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS[:1]).slice(1), folder.file("a.parquet"))
     with pytest.raises(RequestError, match="has no rows"):
         folder.read(Parquet(path="a.parquet"))
+
+
+def test_rows_are_counted_by_the_files_own_word(folder: Any) -> None:
+    pq.write_table(pa.table({"prompt": list("abcd")}), folder.file("a.parquet"))
+    assert Parquet(path="a.parquet").rows_expected({}, folder.file) == 4
+    assert Parquet(path=folder.write("b.parquet", "no Parquet")).rows_expected({}, folder.file) is None

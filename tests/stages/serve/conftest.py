@@ -68,6 +68,6 @@ def committed(tmp_path: Path) -> Callable[..., Artefact]:
         files = {str(file.relative_to(place)): {} for file in sorted(place.rglob("*")) if file.is_file()}
         manifest = {"digest": hashlib.sha256(name.encode()).hexdigest(), "files": files, "metrics": {}, **manifest}
         (place / "artefact.json").write_text(json.dumps(manifest), encoding="utf-8")
-        return Artefact(manifest, fs.LocalFileSystem(), str(place))
+        return Artefact(manifest, fs.LocalFileSystem(), str(place), uri=place.absolute().as_uri())
 
     return make

@@ -8,7 +8,6 @@ import pytest
 from graftline.stages.errors import EngineFailed, PromptTooLong
 from graftline.stages.lm import tiny
 from graftline.stages.lm.engine import Answer
-from graftline.stages.serve.place import uri
 from graftline.stages.serve.replica import MOST_FAILURES, EngineReplica
 
 CALL = {
@@ -20,7 +19,7 @@ CALL = {
 @pytest.fixture
 def replica(committed):
     base = committed("model", tiny.write)
-    model = {"uri": uri(base), "digest": base.digest, "llm": {"model": "tiny", "engine": "scripted"}}
+    model = {"uri": base.uri, "digest": base.digest, "llm": {"model": "tiny", "engine": "scripted"}}
     return EngineReplica(model, {}, threads=1, concurrency=2)
 
 
@@ -130,4 +129,4 @@ def test_an_engine_that_keeps_dying_is_not_healthy(replica):
 def test_another_models_artefact_is_refused(committed):
     base = committed("model", tiny.write)
     with pytest.raises(EngineFailed, match="has the digest"):
-        EngineReplica({"uri": uri(base), "digest": "0" * 64, "llm": {"model": "tiny"}}, {}, 1, 1)
+        EngineReplica({"uri": base.uri, "digest": "0" * 64, "llm": {"model": "tiny"}}, {}, 1, 1)
