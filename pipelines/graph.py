@@ -13,7 +13,9 @@ from graftline.stages.errors import InvalidField
 from graftline.stages.lm.reference import base_of
 from graftline.stages.rows import digest
 from graftline.stages.shapes import Mapper, Scorer
-from graftline.stages.stage import Pins, Stage, View, fingerprints, inputs
+from graftline.stages.specification import Pins
+from graftline.stages.stage import Stage, View
+from graftline.stages.value_graph import fingerprints, inputs
 
 RESULT = "result"
 """The name of the only stage of a pipeline that returns one."""

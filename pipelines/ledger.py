@@ -17,7 +17,8 @@ from graftline.pipelines.parts import encoded
 from graftline.pipelines.store import Store
 from graftline.stages.rows import Columns, canonical, digest, schema
 from graftline.stages.shapes import Mapper
-from graftline.stages.stage import Pins, Specification, Stage, plain
+from graftline.stages.specification import Pins, Specification, plain
+from graftline.stages.stage import Stage
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,7 +15,9 @@ from typing import Any
 
 from graftline.pipelines.graph import roots_of
 from graftline.stages.errors import FileMissing, GraftlineError, InvalidField, RequestError
-from graftline.stages.stage import Specification, Stage, from_json, walk
+from graftline.stages.specification import Specification
+from graftline.stages.stage import Stage
+from graftline.stages.value_graph import from_json, walk
 
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 

@@ -18,7 +18,8 @@ from graftline.pipelines.placing import Node, refuse_unplaceable, this_machine
 from graftline.pipelines.sources import source_digest
 from graftline.pipelines.store import Store
 from graftline.stages.errors import GraftlineError, RequestError
-from graftline.stages.stage import Stage, View, walk
+from graftline.stages.stage import Stage, View
+from graftline.stages.value_graph import walk
 
 Status = Literal["cached", "run", "unknown inputs"]
 

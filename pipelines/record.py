@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from graftline.pipelines.graph import Graph
 from graftline.pipelines.store import Store
 from graftline.stages.artefact import Artefact
-from graftline.stages.stage import Stage, View, to_json
+from graftline.stages.stage import Stage, View
+from graftline.stages.value_graph import to_json
 
 if TYPE_CHECKING:
     from graftline.pipelines.planning import Plan

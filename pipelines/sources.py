@@ -14,7 +14,10 @@ from pathlib import Path
 from graftline.stages.rows import digest
 
 PACKAGES = ("graftline", "ray", "torch", "transformers", "peft", "pyarrow", "bitsandbytes")
-SHAPES = ("graftline.stages", "graftline.stages.stage", "graftline.stages.shapes", "graftline.stages.family")
+SHAPES = (
+    "graftline.stages", "graftline.stages.family", "graftline.stages.shapes", "graftline.stages.specification",
+    "graftline.stages.stage", "graftline.stages.value_graph",
+)  # fmt: skip
 """What every stage imports: not part of a stage's own code."""
 NOT_CODE = ("pipeline", "figures")
 """Functions of a pipeline file that only put stages together."""

@@ -18,7 +18,9 @@ import graftline.stages
 from graftline.stages.errors import GraftlineError, InvalidField
 from graftline.stages.methods import families
 from graftline.stages.rows import FIXED, Columns
-from graftline.stages.stage import Kind, Plug, Specification, Stage, Takes, fingerprints
+from graftline.stages.specification import Plug, Specification
+from graftline.stages.stage import Kind, Stage, Takes
+from graftline.stages.value_graph import fingerprints
 
 HEADER = "# Written by `graftline methods --write-stubs` from the files beside it; do not edit.\n\n"
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,22 +5,9 @@ if not __name__.startswith("graftline."):
 
 from graftline.stages.family import family
 from graftline.stages.shapes import Made, Mapper, Rounds, RowStage, Scorer, Selector, Source, Verdict
-from graftline.stages.stage import (
-    Adapter,
-    Context,
-    Execution,
-    FrozenMapping,
-    Model,
-    Paper,
-    Plug,
-    Report,
-    Resources,
-    Rows,
-    Service,
-    Stage,
-    View,
-    replace,
-)
+from graftline.stages.specification import Execution, FrozenMapping, Paper, Plug
+from graftline.stages.stage import Adapter, Context, Model, Report, Resources, Rows, Service, Stage, View
+from graftline.stages.value_graph import replace
 
 __getattr__, __dir__ = family(__name__, Llm="lm.llm")
 

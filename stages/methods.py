@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from graftline.stages.family import members
-from graftline.stages.stage import Plug, Specification, Stage
+from graftline.stages.specification import Plug, Specification
+from graftline.stages.stage import Stage
 
 
 @dataclass(frozen=True)

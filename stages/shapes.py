@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from graftline.stages.stage import Context, Execution, Rows, Stage
+from graftline.stages.specification import Execution
+from graftline.stages.stage import Context, Rows, Stage
 
 if TYPE_CHECKING:
     import pyarrow as pa

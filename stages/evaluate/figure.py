@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graftline.stages.stage import Plug, Report
+from graftline.stages.specification import Plug
+from graftline.stages.stage import Report
 
 if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact

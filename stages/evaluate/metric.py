@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftline.stages.errors import InvalidField
 from graftline.stages.evaluate.text import normalised
-from graftline.stages.stage import Plug
+from graftline.stages.specification import Plug
 
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Engine

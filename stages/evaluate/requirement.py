@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from graftline.stages.errors import RequirementUnmet
 from graftline.stages.evaluate.figure import Figure
-from graftline.stages.stage import Plug
+from graftline.stages.specification import Plug
 
 if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact

@@ -17,7 +17,8 @@ from graftline.stages.generate.rules import broken_rule, phrases
 from graftline.stages.read.template import check_template, fill
 from graftline.stages.rows import Columns, derived_seed
 from graftline.stages.shapes import Made, Rounds
-from graftline.stages.stage import Context, Model, Paper, Rows, Stage
+from graftline.stages.specification import Paper
+from graftline.stages.stage import Context, Model, Rows, Stage
 
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Answer, Request

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 from graftline.stages.errors import FileMissing, InvalidField, ModelNotFound
 from graftline.stages.lm import hub, smollm2, tiny
 from graftline.stages.lm.load import model_digest, tensors_header
-from graftline.stages.stage import Context, Pins, Stage
+from graftline.stages.specification import Pins
+from graftline.stages.stage import Context, Stage
 
 BUILT_IN = {smollm2.NAME: smollm2.IDENTITY, "tiny": tiny.IDENTITY}
 """Name → what stands for the model in fingerprints."""

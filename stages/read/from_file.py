@@ -17,7 +17,8 @@ from graftline.stages.read.conversation import checked, messages_of, preference_
 from graftline.stages.read.template import check_template, fill, text_of, value_of
 from graftline.stages.rows import FIXED, PREFERENCE, Columns, canonical, group_value, row_id
 from graftline.stages.shapes import Made, Source
-from graftline.stages.stage import Context, Pins
+from graftline.stages.specification import Pins
+from graftline.stages.stage import Context
 
 Shape = Literal["auto", "messages", "prompt", "alpaca", "sharegpt", "preference"]
 

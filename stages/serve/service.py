@@ -18,7 +18,8 @@ from graftline.stages.rows import digest
 from graftline.stages.serve.belonging import refuse_mismatches
 from graftline.stages.serve.place import BASE, IMPORT_PATH
 from graftline.stages.serve.probing import exchanges
-from graftline.stages.stage import Adapter, Context, Execution, Model, Resources, Stage
+from graftline.stages.specification import Execution
+from graftline.stages.stage import Adapter, Context, Model, Resources, Stage
 
 if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact

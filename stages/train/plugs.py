@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from graftline.stages.rows import Columns
-from graftline.stages.stage import Plug, Stage
+from graftline.stages.specification import Plug
+from graftline.stages.stage import Stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,7 +11,8 @@ from pydantic import Field
 from graftline.stages.errors import HeldOutLeak, InvalidField, WrongKind
 from graftline.stages.lineage import COLUMNS, TRAINED_ON, refuse_leak
 from graftline.stages.rows import Columns
-from graftline.stages.stage import Context, Execution, Kind, Model, Resources, Rows, Stage
+from graftline.stages.specification import Execution
+from graftline.stages.stage import Context, Kind, Model, Resources, Rows, Stage
 from graftline.stages.train.adapter.lora import Lora
 from graftline.stages.train.base.float import Float
 from graftline.stages.train.objective.sft import Sft

@@ -15,7 +15,7 @@ from graftline.pipelines.store import Store
 from graftline.stages import Mapper, Model, Plug, Scorer, Source, Stage
 from graftline.stages.lm.engine import Answer, Request, Sampling
 from graftline.stages.rows import FIXED
-from graftline.stages.stage import fingerprints
+from graftline.stages.value_graph import fingerprints
 
 
 class Rows(Source):

@@ -11,7 +11,8 @@ from graftline.pipelines import stubs
 from graftline.stages import train
 from graftline.stages.errors import InvalidField
 from graftline.stages.shapes import Scorer
-from graftline.stages.stage import Model, Plug, Report, Rows, Stage
+from graftline.stages.specification import Plug
+from graftline.stages.stage import Model, Report, Rows, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 AGAIN = "run `graftline methods --write-stubs`"

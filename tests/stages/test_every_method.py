@@ -12,7 +12,9 @@ import pytest
 from graftline.pipelines import stubs
 from graftline.stages.errors import GraftlineError
 from graftline.stages.shapes import Source
-from graftline.stages.stage import Resources, Specification, Stage, Takes, from_json, substitute, to_json, walk
+from graftline.stages.specification import Specification
+from graftline.stages.stage import Resources, Stage, Takes
+from graftline.stages.value_graph import from_json, substitute, to_json, walk
 
 KINDS = stubs.kinds()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from graftline.stages.errors import AdapterMismatch, InvalidField
-from graftline.stages.stage import Paper
+from graftline.stages.specification import Paper
 from graftline.stages.train.plugs import Adapter, Attached
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from graftline.stages.artefact import Artefact
 from graftline.stages.errors import HeldOutLeak, InvalidField, MissingColumn, NothingKept, WrongKind
 from graftline.stages.evaluate.compare import longest_by
 from graftline.stages.rows import schema
-from graftline.stages.stage import Pins, fingerprints, from_json, to_json
+from graftline.stages.specification import Pins
+from graftline.stages.value_graph import fingerprints, from_json, to_json
 
 
 class Model(Stage):

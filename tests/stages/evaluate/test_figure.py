@@ -5,7 +5,7 @@ import pytest
 from graftline.stages import Stage, evaluate
 from graftline.stages.errors import InvalidField
 from graftline.stages.evaluate.figure import Figure
-from graftline.stages.stage import inputs
+from graftline.stages.value_graph import inputs
 
 
 class Model(Stage):

@@ -9,7 +9,7 @@ from graftline.stages.errors import FileMissing, InvalidField, ModelNotFound
 from graftline.stages.lm import hub
 from graftline.stages.lm.llm import Llm
 from graftline.stages.lm.load import load_model, load_tokenizer, model_digest
-from graftline.stages.stage import fingerprints, from_json, to_json
+from graftline.stages.value_graph import fingerprints, from_json, to_json
 
 
 class World:

@@ -19,7 +19,8 @@ from graftline.stages.errors import (
 )
 from graftline.stages.lm import tiny
 from graftline.stages.lm.load import model_digest
-from graftline.stages.stage import Resources, inputs
+from graftline.stages.stage import Resources
+from graftline.stages.value_graph import inputs
 
 
 class Tuned(Stage):

@@ -9,8 +9,8 @@ import torch
 from graftline.stages import Llm, Resources, Source, train
 from graftline.stages.errors import HeldOutLeak, InvalidField, MissingColumn, WrongKind
 from graftline.stages.rows import FIXED
-from graftline.stages.stage import inputs
 from graftline.stages.train.export import adapter_digest
+from graftline.stages.value_graph import inputs
 
 
 class Given(Source):
