@@ -1,4 +1,4 @@
-"""The console script `graftline`: the pipelines' commands, and those that need a cluster."""
+"""The console script `graftline`: the pipelines' commands."""
 
 from graftline.pipelines.main import app
 from graftline.pipelines.main import main as pipelines_main

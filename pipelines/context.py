@@ -25,10 +25,9 @@ from graftline.stages.stage import Resources, Stage
 
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Answer, Engine, Messages, Request
-    from graftline.stages.lm.llm import Llm
 
-ADAPTER = "adapter"
-"""The name under which the engine of an adapter holds it."""
+OWN = "/own"
+"""The name under which the engine of an adapter holds it: one that nobody can give."""
 TELL_EVERY = 0.25
 SAVE_EVERY = 30.0
 
@@ -121,17 +120,18 @@ class WorkerContext:
         return engine
 
     def _open(self, model: Stage, adapters: Mapping[str, Stage]) -> CountedEngine:
+        from graftline.stages.lm.llm import Llm
         from graftline.stages.lm.open import open_engine
 
         base = base_of(model)
-        directories = {name: self.opened(each).directory(ADAPTER) for name, each in adapters.items()}
+        directories = {name: self.opened(each).directory("adapter") for name, each in adapters.items()}
         if model.kind == "adapter":
-            directories = {ADAPTER: self.opened(model).directory(ADAPTER), **directories}
+            directories[OWN] = self.opened(model).directory("adapter")
         threads = self.resources.threads or 1
         opened = self.opened(base if model.kind == "adapter" else model)
         engine = open_engine(cast("Llm", base), opened.directory("model"), directories, threads=threads)
         set_threads(threads)  # torch may have been imported only now
-        return CountedEngine(engine, ADAPTER if model.kind == "adapter" else None, self.calls, self._pay)
+        return CountedEngine(engine, OWN if model.kind == "adapter" else None, self.calls, self._pay)
 
     @contextmanager
     def paying_later(self) -> Iterator[Callable[[], None]]:
@@ -222,13 +222,16 @@ class CountedEngine:
         self, prompts: Sequence[Messages], choices: Sequence[Sequence[str]], adapter: str | None = None
     ) -> list[list[float]]:
         found = self.engine.choice_logprobs(prompts, choices, adapter or self.adapter)
-        self._add(len(prompts))
+        self._add(len(prompts), tokens_in=self.engine.count_tokens(prompts))
         return found
 
     def logprobs(self, rows: Sequence[Messages], adapter: str | None = None) -> list[list[float]]:
         found = self.engine.logprobs(rows, adapter or self.adapter)
-        self._add(len(rows), tokens_out=sum(map(len, found)))
+        self._add(len(rows), tokens_in=self.engine.count_tokens(rows))
         return found
+
+    def count_tokens(self, conversations: Sequence[Messages]) -> int:
+        return self.engine.count_tokens(conversations)
 
     def stream(self, request: Request) -> Generator[str, None, Answer]:
         answer = yield from self.engine.stream(replace(request, adapter=request.adapter or self.adapter))

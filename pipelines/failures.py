@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from dataclasses import dataclass, replace
 
 from graftline.pipelines.store import failed, is_full
 from graftline.stages import errors
-from graftline.stages.errors import BudgetSpent, GraftlineError, RowFault, RunError, WorldError
+from graftline.stages.errors import BudgetSpent, GraftlineError, RequestError, RowFault, RunError, WorldError
 
 
 class ContractBroken(RunError):
@@ -42,7 +43,9 @@ class Failure:
             full = failed("", stage, error)
             return cls("StoreFailed", full.what, stage, full.do, trace)
         if is_world(error):
-            return cls("WorldError", f"{_named(error)}", stage, "run it with more memory or fewer workers", trace)
+            memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            do = "run it with more memory or fewer workers" if memory else "mend what is outside, and run again"
+            return cls("WorldError", f"{_named(error)}", stage, do, trace)
         return cls("RunError", _named(error), stage, "", trace)
 
     def told(self, path: str) -> Failure:
@@ -50,13 +53,29 @@ class Failure:
         return replace(self, do=f"{self.do}{'; ' if self.do else ''}the traceback is in {path}")
 
 
+OUTSIDE = (WorldError, BudgetSpent, ContractBroken, RequestError, MemoryError, ConnectionError, TimeoutError)
+DISKS = frozenset({errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.EACCES, errno.EPERM})
+"""Errors of the operating system that no row's content brings about."""
+CLIENTS = frozenset({
+    "httpx.TransportError", "httpx.HTTPStatusError", "requests.RequestException", "urllib3.HTTPError",
+    "openai.OpenAIError", "anthropic.AnthropicError", "aiohttp.ClientError",
+})  # fmt: skip
+"""Roots of well-known clients' errors: a service that is down, or refuses the key or the model."""
+ROWS_FAULT = frozenset({400, 413, 422})
+"""HTTP statuses with which a service refuses what one row has it read."""
+
+
 def is_world(error: BaseException) -> bool:
-    """Whether an error of an author's function is the world's (no row's fault): ours of that kind, memory, a full
-    disk, a dead worker."""
-    if isinstance(error, (WorldError, BudgetSpent, ContractBroken, MemoryError)) or is_full(error):
+    """Whether an error of an author's function is the world's (no row's fault): ours of that kind, a request that
+    names what is not there, memory, the disk, the network, a dead worker."""
+    if isinstance(error, OUTSIDE) or is_full(error) or (isinstance(error, OSError) and error.errno in DISKS):
         return True
-    kind = type(error)
-    return kind.__name__ == "OutOfMemoryError" or kind.__module__.split(".")[0] == "ray"
+    if type(error).__name__ == "OutOfMemoryError" or type(error).__module__.split(".")[0] == "ray":
+        return True
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in ROWS_FAULT:
+        return False
+    return any(f"{kind.__module__.split('.')[0]}.{kind.__name__}" in CLIENTS for kind in type(error).__mro__)
 
 
 def reason(error: BaseException) -> str:

@@ -79,10 +79,13 @@ def _unreferenced(store: Store, records: list[dict[str, Any]], grace: float) -> 
                 fingerprints.add(line["fingerprint"][:16])
     for folder in (name.rstrip("/") for name in store.list("artefacts")):
         inner = store.list(folder)
+        # Of what an unfinished run may be making now, attempts without a manifest stay.
+        unfinished = folder.rpartition("-")[2] in fingerprints
+        making = {name.rstrip("/") for name in inner if unfinished and store.read_json(f"{name}artefact.json") is None}
         going = {
             name.rstrip("/")
             for name in inner
-            if name.endswith("/") and name.rstrip("/") not in attempts and not _fresh(store, name, grace)
+            if name.endswith("/") and name.rstrip("/") not in attempts | making and not _fresh(store, name, grace)
         }
         yield from sorted(going)
         for name in inner:

@@ -13,7 +13,7 @@ from graftline.stages.errors import InvalidField
 from graftline.stages.lm.reference import base_of
 from graftline.stages.rows import digest
 from graftline.stages.shapes import Mapper, Scorer
-from graftline.stages.specification import Pins
+from graftline.stages.specification import Pins, Specification
 from graftline.stages.stage import Stage, View
 from graftline.stages.value_graph import fingerprints, inputs
 
@@ -113,6 +113,19 @@ def _holds_once(reader: Stage, stage: Stage) -> bool:
     return stage not in others and stage not in reader.expand().values()
 
 
+def _own_code(stage: Stage) -> list[type[Specification]]:
+    """The classes of a stage and of its plugs (not of the stages it reads) that Graftline does not ship: their
+    `version` does not speak for their code."""
+    found: dict[type[Specification], None] = {}
+    waiting: list[Specification] = [stage]
+    while waiting:
+        each = waiting.pop()
+        if not is_shipped(type(each)):
+            found[type(each)] = None
+        waiting += [child for child in reversed(each.children()) if not isinstance(child, Stage)]
+    return list(found)
+
+
 class Known:
     """The artefacts found or made so far, by fingerprint."""
 
@@ -152,7 +165,7 @@ class Known:
             if opened is None:
                 return None
             parents.append((graph.fingerprint(each), opened.digest))
-        own = [source_digest(type(stage)) for stage in chain if not is_shipped(type(stage))]
+        own = [source_digest(kind) for stage in chain for kind in _own_code(stage)]
         source = "" if not own else own[0] if len(own) == 1 else digest(own)
         last = chain[-1]
         return Identity(type(last).__name__, graph.fingerprint(last), tuple(parents), source)

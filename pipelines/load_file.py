@@ -7,7 +7,8 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
@@ -82,7 +83,9 @@ def load(path: str | Path, parameters: Mapping[str, str] | None = None) -> Loade
             do="define one that returns a stage or a mapping of stages",
         )
     given = arguments(build, parameters or {}, str(place))
-    roots = roots_of(build(**given))
+    with _their_own(place):
+        built = build(**given)
+    roots = roots_of(built)
     figures = getattr(module, "figures", None)
     signature = inspect.signature(build)
     defaults = {
@@ -152,19 +155,28 @@ def load_module(path: Path) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        with _their_own(path):
+            spec.loader.exec_module(module)
     except GraftlineError:
         sys.modules.pop(name)
         raise
+    return module
+
+
+@contextmanager
+def _their_own(path: Path) -> Iterator[None]:
+    """What a pipeline file raises is a fault of the request, said with its line."""
+    try:
+        yield
+    except GraftlineError:
+        raise
     except Exception as error:
-        sys.modules.pop(name)
         line = _line_in(error, path)
         raise RequestError(
             f"it raises {type(error).__name__}: {error}",
             where=f"{path}{f', line {line}' if line else ''}",
             do="mend the file",
         ) from error
-    return module
 
 
 def _is_installed(name: str, path: Path) -> bool:

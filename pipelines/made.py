@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from graftline.pipelines.account import Account
-from graftline.pipelines.failures import ContractBroken
+from graftline.pipelines.failures import ContractBroken, reason
 from graftline.pipelines.parts import REASON, Parts, filled, guarded, lenient
 from graftline.stages.artefact import Artefact
 from graftline.stages.rows import Columns, join_groups, row_id
@@ -111,12 +111,12 @@ class MadeRows:
         def check(batch: pa.Table) -> None:
             filled([rows[position] for position in batch["row"].to_pylist()], self.columns)
 
-        for batch, _, why in guarded(check, positions):
+        for batch, _, error in guarded(check, positions):
             taken = [rows[position] for position in batch["row"].to_pylist()]
-            if why:
+            if error is not None:
                 for row in taken:
                     self._kept.discard(row["id"])
-                    self._rows["failed"].append({**row, "reason": why})
+                    self._rows["failed"].append({**row, "reason": reason(error)})
             else:
                 fine += taken
         if fine:

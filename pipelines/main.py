@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -85,12 +85,16 @@ def run_command(
 
     loaded = load(file, set_)
     spend = budget_of(budget)
+    if serve:
+        from graftline.pipelines.serving import refuse_unservable
+
+        refuse_unservable(loaded.roots, port)
     place = Store.default(store)
     done, figures = watched(loaded, place, address, spend)
     typer.echo(f"RESULT {json.dumps(plain(result(loaded, done) | figures))}")
+    sys.stdout.flush()
     if serve:
-        sys.stdout.flush()
-        serve_until_stopped(done, None, port, address)
+        serve_until_stopped(done, None, port, address, announce=note)
 
 
 @app.command("serve")
@@ -313,14 +317,16 @@ def own_methods(file: str) -> list[Any]:
     return [describe(kind, path.stem) for kind in classes if kind.__module__ == path.stem]
 
 
-def serve_until_stopped(done: Run, stage: str | None, port: int | None, address: str | None) -> None:
-    """Starts a run's service and waits for Ctrl-C or a termination signal; its URL is a line on stdout."""
+def serve_until_stopped(
+    done: Run, stage: str | None, port: int | None, address: str | None, announce: Callable[[str], None] = typer.echo
+) -> None:
+    """Starts a run's service and waits for Ctrl-C or a termination signal; `announce` tells its URL."""
     from graftline.pipelines import serving
 
     config = serving.configuration(done, stage)
     with serving.served(config, port, address) as service:
         note(service.told)
-        typer.echo(service.url)
+        announce(service.url)
         sys.stdout.flush()
         serving.wait()
         note("stopping")

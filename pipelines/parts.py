@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftline.pipelines.artefacts import entry
-from graftline.pipelines.failures import ContractBroken, is_world, reason
+from graftline.pipelines.failures import ContractBroken, is_world
 from graftline.pipelines.store import Store
 from graftline.stages.rows import Columns, digest, schema
 
@@ -104,10 +104,10 @@ def lenient(rows: Sequence[Mapping[str, Any]], columns: Columns) -> pa.Table:
         return filled([{name: fitting(name, row.get(name)) for name in columns} for row in rows], columns)
 
 
-def guarded(function: Callable[[pa.Table], Any], table: pa.Table) -> Iterator[tuple[pa.Table, Any, str]]:
+def guarded(function: Callable[[pa.Table], Any], table: pa.Table) -> Iterator[tuple[pa.Table, Any, Exception | None]]:
     """Calls a function with a batch; an exception is bisected to the guilty rows.
 
-    Yields batches in their order, each with the function's result and "", or (one row) with None and why it failed.
+    Yields batches in their order, each with the function's result and None, or (one row) with None and its error.
     Errors of the world pass through.
     """
     waiting = [table]
@@ -119,12 +119,12 @@ def guarded(function: Callable[[pa.Table], Any], table: pa.Table) -> Iterator[tu
             if is_world(error):
                 raise
             if batch.num_rows <= 1:
-                yield batch, None, reason(error)
+                yield batch, None, error
             else:
                 half = batch.num_rows // 2
                 waiting += [batch.slice(half), batch.slice(0, half)]
         else:
-            yield batch, result, ""
+            yield batch, result, None
 
 
 def has_columns(table: Any, columns: Columns, stage: str, function: str) -> None:

@@ -60,7 +60,8 @@ class OutsidePins:
 
     def to_dict(self) -> dict[str, Any]:
         """As in `lock.json`."""
-        return {"schema": 1, "files": dict(sorted(self.files.items())), "models": dict(sorted(self.names.items()))}
+        models = {**self._earlier, **self.names}  # what this run does not ask for, the next one may
+        return {"schema": 1, "files": dict(sorted(self.files.items())), "models": dict(sorted(models.items()))}
 
 
 def _local(path: Path) -> str:
@@ -68,11 +69,21 @@ def _local(path: Path) -> str:
         inner = sorted(each for each in path.rglob("*") if each.is_file())
         return digest([[each.relative_to(path).as_posix(), _local(each)] for each in inner])
     state = path.stat()
+
+    def read() -> str:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
     if state.st_size <= SMALL:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    key = f"{path} {state.st_size} {state.st_mtime_ns}"
+        return read()
+    return _remembered(f"{path} {state.st_size} {state.st_mtime_ns}", state.st_mtime, read)
+
+
+def _remembered(key: str, changed: float, read: Callable[[], str]) -> str:
+    """A content's digest from the cache, where its place, size and time (`changed`, seconds) are those it was read
+    with."""
     kept = cache_folder() / "files" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    settled = time.time() - state.st_mtime > SETTLED
+    settled = time.time() - changed > SETTLED
     if settled and kept.exists():
         try:
             known = json.loads(kept.read_text(encoding="utf-8"))
@@ -80,8 +91,7 @@ def _local(path: Path) -> str:
                 return str(known["sha256"])
         except (ValueError, KeyError, OSError):
             kept.unlink(missing_ok=True)
-    with open(path, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = read()
     if settled:
         _keep(kept, {"key": key, "sha256": found})
     return found
@@ -106,8 +116,13 @@ def _remote(uri: str) -> str:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except (pa.ArrowException, ValueError) as error:
         raise OSError(str(error)) from error
-    found = hashlib.sha256()
-    with filesystem.open_input_stream(path) as stream:
-        while block := stream.read(1 << 22):
-            found.update(block)
-    return found.hexdigest()
+    (info,) = filesystem.get_file_info([path])
+
+    def read() -> str:
+        found = hashlib.sha256()
+        with filesystem.open_input_stream(path) as stream:
+            while block := stream.read(1 << 22):
+                found.update(block)
+        return found.hexdigest()
+
+    return _remembered(f"{uri} {info.size} {info.mtime_ns}", info.mtime_ns / 1e9, read) if info.mtime_ns else read()

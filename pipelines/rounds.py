@@ -73,7 +73,7 @@ def _paired(
         line = known.get(prompt)
         if line is None:
             raise EngineFailed(f"the request {request.id} was not answered", where=stage.name, do="run again")
-        yield request, Answer(request.id, line["text"], line["finish"], line["tokens_in"], line["tokens_out"])
+        yield request, Answer(request.id, **{name: line[name] for name in line if name not in ("id", "prompt")})
 
 
 class Answering:
@@ -121,15 +121,15 @@ class Answering:
 
 def _generate(engine: Engine, requests: Sequence[Request], keep: Keep) -> None:
     """Has requests answered; one that cannot be asked (its prompt is too long, or cannot be rendered) does not spoil
-    the others: its answer is empty and `cancelled`."""
+    the others: its answer is empty and says why (`fault`)."""
     from graftline.stages.lm.engine import Answer
 
     try:
         keep.rest(engine.generate(requests, keep))
-    except (PromptTooLong, RowFault):
+    except (PromptTooLong, RowFault) as error:
         left = [request for request in requests if request.id in keep.prompts]
         if len(left) <= 1:
-            keep.rest([Answer(request.id, "", "cancelled", 0, 0) for request in left])
+            keep.rest([Answer(request.id, "", "cancelled", 0, 0, fault=error.what) for request in left])
             return
         half = len(left) // 2
         _generate(engine, left[:half], keep)

@@ -21,6 +21,7 @@ from graftline.pipelines.work import Work
 from graftline.pipelines.workers import HERE, Here, Workers
 from graftline.stages.artefact import Artefact
 from graftline.stages.errors import BudgetSpent, GraftlineError
+from graftline.stages.rows import digest
 from graftline.stages.shapes import Mapper, Rounds, Scorer
 from graftline.stages.stage import Stage, View
 
@@ -289,6 +290,8 @@ class Runner:
         if isinstance(stage, Rounds) or getattr(stage, "calls_model", False):
             digests = {each.key: inputs[each.key].digest for each in graph.reads[stage.key] if each.key in inputs}
             named = specification(stage, graph.fingerprints, digests, self.plan.pins)
+            if identity.source:  # another code of one's own asks again
+                named = digest([named, identity.source])
             ledger = f"ledger/{type(stage).__name__}-{named[:16]}{f'-{generation}' if generation else ''}"
         return Work(
             stage=stage,

@@ -18,7 +18,7 @@ from graftline.pipelines.runner import Event, Runner
 from graftline.pipelines.store import Store
 from graftline.pipelines.workers import HERE
 from graftline.stages.artefact import Artefact
-from graftline.stages.errors import StoreFailed, UnknownStage
+from graftline.stages.errors import InvalidField, StoreFailed, UnknownStage
 from graftline.stages.stage import Stage, View
 
 
@@ -245,6 +245,11 @@ def execute(
     elsewhere = address != HERE and (address or os.environ.get("RAY_ADDRESS") or _connected())
     nodes = None if elsewhere else [this_machine()]
     plan = planned(roots, store, base, nodes, lock, again=lambda stage: stage.key in again)
+    services = [step for step in plan.steps if step.kind == "service" and step.status != "cached"]
+    if address == HERE and services:
+        raise InvalidField(
+            "a service runs on Ray", where=services[0].name, do=f"run it without the address {HERE!r}, or leave it out"
+        )
     store.writable()
     record = Record(store, plan, name, parameters, file)
     for step in plan.steps:

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from graftline.stages.errors import UnknownStage
+from graftline.stages.errors import PortInUse, UnknownStage
+from graftline.stages.stage import Stage
+from graftline.stages.value_graph import walk
 
 if TYPE_CHECKING:
     from graftline.pipelines.running import Run
@@ -58,6 +60,24 @@ def configuration(done: Run, stage: str | None = None) -> dict[str, Any]:
     with artefact.filesystem.open_input_stream(f"{artefact.path}/serve.yaml") as stream:
         found: dict[str, Any] = yaml.safe_load(stream.read())
     return found
+
+
+def refuse_unservable(roots: Mapping[str, Stage], port: int | None) -> None:
+    """What can be said of serving a pipeline before it is run.
+
+    Raises:
+        UnknownStage: it has no service, or several.
+        PortInUse: the port is taken.
+    """
+    from graftline.stages.serve.deploy import LOOPBACK, is_free
+
+    services = [stage for stage in walk(*roots.values()) if isinstance(stage, Stage) and stage.kind == "service"]
+    if len(services) != 1:
+        what = f"the pipeline has {len(services)} services" if services else "the pipeline has no service"
+        do = "run it, then name one: graftline serve RUN STAGE" if services else "add a serve.Service to it"
+        raise UnknownStage(what, where="--serve", do=do)
+    if port is not None and not is_free(LOOPBACK, port):
+        raise PortInUse(f"port {port} is taken", where="--port", do="leave it unset, or choose another")
 
 
 @contextmanager

@@ -98,11 +98,16 @@ def plan(planned: Mapping[str, Any]) -> RenderableType:
             Text(visible(step["why"]), "dim"),
         )  # fmt: skip
     waiting = [step for step in steps if step["status"] != "cached"]
-    calls, tokens = (sum(step[name] or 0 for step in waiting) for name in ("calls", "tokens_out"))
     told = f"{len(steps) - len(waiting)} in the store, {len(waiting)} to run"
-    if calls:
-        told += f", about {number(calls)} model calls and {number(tokens)} tokens written"
+    if any(step["calls"] != 0 for step in waiting):  # of some the number may not be known
+        told += f", {_sum(waiting, 'calls')} model calls and {_sum(waiting, 'tokens_out')} tokens written"
     return Group(table, Text(f"{told}; store {planned['store']}", "dim"))
+
+
+def _sum(steps: list[Mapping[str, Any]], name: str) -> str:
+    """About how much of something; where a step cannot say, at least what the others do."""
+    unknown = any(step[name] is None for step in steps)
+    return f"{'at least' if unknown else 'about'} {number(sum(step[name] or 0 for step in steps))}"
 
 
 def _some(value: int | None) -> str:

@@ -43,7 +43,8 @@ def is_shipped(kind: type) -> bool:
 def source_digest(kind: type) -> str:
     """A digest of the code of a class: of one that Graftline ships, its module and all it imports from
     `graftline.stages` and `graftline.kernels`; of a user's, its file without comments, without `pipeline` and
-    `figures`, and without what runs under `__main__`. "" where there is no source (typed into a prompt)."""
+    `figures`, and without what runs under `__main__`, and the files of its folder that it imports. "" where there is
+    no source (typed into a prompt)."""
     if is_shipped(kind):
         return _shipped(kind.__module__)
     return _own(kind)
@@ -56,17 +57,42 @@ def _own(kind: type) -> str:
         path = inspect.getsourcefile(module) if module is not None else None
         if path is None:
             return str(getattr(kind, "source", ""))
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        code = _code(Path(path))
+        beside = {name: _code(file) for name, file in _beside(Path(path)).items()}
     except (OSError, TypeError, SyntaxError):
         return ""
-    kept = [
+    return digest([code, sorted(beside.items())] if beside else code)
+
+
+def _code(path: Path) -> list[str]:
+    """A file's statements, without comments and docstrings, and without what only puts stages together."""
+    return [
         ast.unparse(node)
-        for node in tree.body
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
         if not (isinstance(node, ast.FunctionDef) and node.name in NOT_CODE)
         and not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))
         and not isinstance(node, ast.Expr)
     ]
-    return digest(kept)
+
+
+def _beside(path: Path) -> dict[str, Path]:
+    """Module name → file of what a pipeline file imports, and they in turn, from its own folder."""
+    found: dict[str, Path] = {}
+    waiting = [path]
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for name in names:
+                inner = path.parent.joinpath(*name.split("."))
+                for file in (inner.with_suffix(".py"), inner / "__init__.py"):
+                    if file.is_file() and file != path and name not in found:
+                        found[name] = file
+                        waiting.append(file)
+    return found
 
 
 @functools.cache

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from graftline.pipelines.context import WorkerContext, difference
-from graftline.pipelines.failures import ContractBroken
+from graftline.pipelines.failures import ContractBroken, reason
 from graftline.pipelines.ledger import RowLedger, columns_read, lines_schema, read_digests
 from graftline.pipelines.parts import conformed, guarded, has_columns, mask
+from graftline.stages.errors import RowFault
 from graftline.stages.rows import schema
 from graftline.stages.shapes import Mapper, Scorer
 
@@ -46,6 +47,8 @@ class Step:
         self.stage, self.context, self.ledger = stage, context, ledger
         self.result = stage.columns if isinstance(stage, Mapper) else stage.columns_added()
         self.schema = lines_schema(self.result)
+        self.unsure: set[str] = set()
+        """Rows that failed, but not by a `RowFault`: the next run asks them again."""
 
     def run(self, table: pa.Table, known: Sequence[str] = ()) -> tuple[pa.Table, Dropped]:
         """The rows that stay, in their order, and those that do not.
@@ -101,15 +104,22 @@ class Step:
                 marks = pa.array([read[row] for row in lines["id"].to_pylist()], pa.string())
                 lines = lines.set_column(self.schema.get_field_index("read"), "read", marks)
                 cost = difference(self.context.calls, before)
-                ledger.write(token, lines, cost.to_dict() | {"why": cost.why})
+                sure = lines.filter(mask(row not in self.unsure for row in lines["id"].to_pylist()))
+                ledger.write(token, sure, cost.to_dict() | {"why": cost.why})
             pay()
             yield lines
 
     def _made(self, table: pa.Table) -> Iterator[pa.Table]:
         """Lines of all rows, batch by batch."""
         for start in range(0, table.num_rows, self.stage.batch_size):
-            for rows, lines, why in guarded(self._called, table.slice(start, self.stage.batch_size)):
-                yield self._lines(rows["id"].to_pylist(), "failed", why) if why else lines
+            for rows, lines, error in guarded(self._called, table.slice(start, self.stage.batch_size)):
+                if error is None:
+                    yield lines
+                    continue
+                ids = rows["id"].to_pylist()
+                if not isinstance(error, RowFault):
+                    self.unsure.update(ids)
+                yield self._lines(ids, "failed", reason(error))
 
     def _called(self, batch: pa.Table) -> pa.Table:
         """The stage's function on a batch, checked and cast."""

@@ -75,16 +75,16 @@ class AdapterMismatch(RequestError):
     """An adapter was put on a base it was not made for."""
 
 
-class PromptTooLong(RequestError):
-    """A prompt is longer than the model's context."""
-
-
 class PortInUse(RequestError):
     """The port asked for is taken."""
 
 
 class RowFault(GraftlineError):
     """One row's own fault: the row is failed with this reason, the rest goes on."""
+
+
+class PromptTooLong(RowFault):
+    """A prompt is longer than the model's context."""
 
 
 class NoTrainedToken(RowFault):

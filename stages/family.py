@@ -1,7 +1,9 @@
 """How a folder of methods becomes a family: a class is found by its file's name, and nothing is imported before.
 
 `near_duplicates.py` holds `NearDuplicates`: the two are equal once lower-cased without underscores, so `adamw.py`
-may hold `AdamW`. A family's `__init__` is two lines: the guard and `__getattr__, __dir__ = family(__name__)`.
+may hold `AdamW`. A family's `__init__` refuses any name but `graftline.…`, then says `__getattr__, __dir__ =
+family(__name__)`; a second identity would break isinstance and pickling, and inside `stages/` the folder `select` would
+shadow the standard library's module.
 """
 
 from __future__ import annotations
@@ -13,13 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-
-def guard(name: str) -> None:
-    """Refuse an import under any name but `graftline.…`: a second identity breaks isinstance and pickling, and
-    inside `stages/` the folder `select` would shadow the standard library's module."""
-    if not name.startswith("graftline."):
-        raise ImportError(f"import graftline.stages, not {name}; run from the repository's root, with python -m")
 
 
 def module_names(package: str, deep: bool = False) -> Iterator[str]:

@@ -132,3 +132,21 @@ def rows_digest(table: pa.Table) -> str:
         total.update(f"{line[0]}\t{line[1]}\n".encode())
     total.update(canonical(names).encode())
     return total.hexdigest()
+
+
+def joined(groups: Sequence[Sequence[str]]) -> list[str]:
+    """For each row, the name of all that its groups are joined with, over whatever chain of rows: the smallest of
+    them."""
+    above: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while above.setdefault(name, name) != name:
+            above[name] = above[above[name]]
+            name = above[name]
+        return name
+
+    for row in groups:
+        for other in row[1:]:
+            low, high = sorted((root(row[0]), root(other)))
+            above[high] = low
+    return [root(row[0]) for row in groups]

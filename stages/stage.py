@@ -281,4 +281,5 @@ def _check_columns(path: str, stage: Stage, needed: Columns) -> None:
                 do=f"add {' or '.join(found)} before it" if found else f"add a stage that makes {column!r} before it",
             )
         if have != type_ and type_ != "any" and not (type_ == "number" and have in NUMBERS):
-            raise MissingColumn(f"needs {column!r} as {type_}, {stage.name} has it as {have}", where=path)
+            what = f"needs {column!r} as {type_}, {stage.name} has it as {have}"
+            raise MissingColumn(what, where=path, do=f"name another column, or make this one {type_}")

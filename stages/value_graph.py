@@ -60,7 +60,7 @@ def replace(root: Any, where: str | tuple[Stage, str], value: Any) -> Any:
     """The graph under `root` with one stage changed wherever it occurs.
 
     Args:
-        root: a stage.
+        root: a stage, or a mapping of names to stages, as a pipeline returns it (a path then starts with a name).
         where: a dotted path from the root (`"rows.budget"`, `"adapter.rank"`, `"adapters.tickets.seed"`,
             `"rows.0.path"`), or a stage under the root and a path from it (`(chosen, "budget")`).
         value: the field's new value.
@@ -69,12 +69,12 @@ def replace(root: Any, where: str | tuple[Stage, str], value: Any) -> Any:
         InvalidField: the path leads nowhere, or the value is refused; `where` is the full path.
         UnknownStage: the stage does not occur under the root.
     """
+    roots = list(root.values()) if isinstance(root, Mapping) else [root]
+    shown_root = "the pipeline" if isinstance(root, Mapping) else type(root).__name__
     if isinstance(where, tuple):
         target, path = where
-        if not any(node == target for node in walk(root)):
-            raise UnknownStage(
-                f"{target!r} does not occur under {type(root).__name__}", do="name a stage it is made of"
-            )
+        if not any(node == target for node in walk(*roots)):
+            raise UnknownStage(f"{target!r} does not occur under {shown_root}", do="name a stage it is made of")
         shown = f"({type(target).__name__}, {path!r})"
     else:
         target, path, shown = root, where, where
@@ -85,6 +85,8 @@ def replace(root: Any, where: str | tuple[Stage, str], value: Any) -> Any:
         node = _step(node, part, shown)
         if isinstance(node, Stage):
             owner, rest = node, parts[position + 1 :]
+    if not isinstance(owner, Specification):
+        raise InvalidField("names a whole stage", where=shown, do="go on to one of its fields")
     try:
         changed = _set(owner, rest, value, shown)
     except InvalidField as error:
@@ -95,9 +97,11 @@ def replace(root: Any, where: str | tuple[Stage, str], value: Any) -> Any:
 
 
 def substitute(root: Any, changed: Mapping[str, Specification]) -> Any:
-    """The graph under `root` with specifications (by key) replaced, and all that hold them rebuilt."""
+    """The graph under `root` (a specification, or a mapping of names to them) with specifications (by key) replaced,
+    and all that hold them rebuilt."""
     now: dict[str, Specification] = {}
-    for node in walk(root):
+    named = isinstance(root, Mapping)
+    for node in walk(*(root.values() if named else [root])):
         if node.key in changed:
             now[node.key] = changed[node.key]
         elif any(now[child.key] is not child for child in node.children()):
@@ -106,7 +110,7 @@ def substitute(root: Any, changed: Mapping[str, Specification]) -> Any:
             )
         else:
             now[node.key] = node
-    return now[root.key]
+    return {name: now[each.key] for name, each in root.items()} if named else now[root.key]
 
 
 def to_json(roots: Mapping[str, Specification]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftline.stages.rows import split_groups
+from graftline.stages.rows import joined, split_groups
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,22 +16,9 @@ Z = 1.959964
 
 
 def clusters(groups: Sequence[str]) -> list[int]:
-    """A number for each row; rows whose groups are joined, over whatever chain of rows, have the same."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    for group in groups:
-        first, *others = split_groups(group)
-        for other in others:
-            parent[root(other)] = root(first)
-        root(first)
+    """A number for each row; rows whose groups are joined have the same."""
     numbers: dict[str, int] = {}
-    return [numbers.setdefault(root(split_groups(group)[0]), len(numbers)) for group in groups]
+    return [numbers.setdefault(name, len(numbers)) for name in joined([split_groups(group) for group in groups])]
 
 
 def share(correct: Sequence[bool], cluster: Sequence[int], seed: int) -> dict[str, Any]:

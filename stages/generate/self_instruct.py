@@ -149,7 +149,9 @@ class SelfInstruct(Rounds):
         for request, given in answers:
             answer, shown = state.asked.pop(request.id)
             text = _line(given.text)
-            broken = {"length": "was cut off at max_new_tokens", "cancelled": "was cancelled"}.get(given.finish, "")
+            broken = given.fault or {"length": "was cut off at max_new_tokens", "cancelled": "was cancelled"}.get(
+                given.finish, ""
+            )
             if not broken:
                 asked = fill(self.instruction, {"answer": answer})
                 broken = broken_rule(text, answer, asked, [_line(seed.text) for seed in shown], forbidden)

@@ -157,18 +157,18 @@ def read(directory: Path, model: nn.Module, digest: str) -> dict[str, Factors]:
     refuse_other_base(directory, digest)
     config = PeftConfig.from_pretrained(where)
     if not isinstance(config, LoraConfig):
-        raise AdapterMismatch(f"is a {config.peft_type} adapter; this engine applies LoRA", where=where)
+        raise AdapterMismatch(f"is a {config.peft_type} adapter; this engine applies LoRA", where=where, do="merge it")
     _refuse_unsupported(config, where)
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(weights).items():
         path, found, part = key.removeprefix("base_model.model.").partition(".lora_")
         if not found or part not in ("A.weight", "B.weight"):
-            raise AdapterMismatch(f"holds {key}, which is no LoRA factor of a linear layer", where=where)
+            raise AdapterMismatch(f"holds {key}, which is no LoRA factor of a linear layer", where=where, do="merge it")
         if not bool(torch.isfinite(tensor).all()):
             raise AdapterMismatch(f"{key} holds numbers that are not finite", where=where, do="train it again")
         pairs.setdefault(path, {})[part[0]] = tensor
     if not pairs:
-        raise AdapterMismatch("holds no LoRA factors", where=where)
+        raise AdapterMismatch("holds no LoRA factors", where=where, do="train it again")
     head = getattr(model, "get_output_embeddings", lambda: None)()
     factors = {}
     for path, pair in pairs.items():
@@ -183,7 +183,8 @@ def read(directory: Path, model: nn.Module, digest: str) -> dict[str, Factors]:
         a, b = pair.get("A"), pair.get("B")
         if a is None or b is None or (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
             shapes = [tuple(each.shape) for each in (a, b) if each is not None]
-            raise AdapterMismatch(f"{path} is {tuple(weight.shape)} here, its factors are {shapes}", where=where)
+            what = f"{path} is {tuple(weight.shape)} here, its factors are {shapes}"
+            raise AdapterMismatch(what, where=where, do="use the base it was trained on")
         a, b = (each.to(weight.device, weight.dtype).contiguous() for each in (a, b))
         factors[path] = Factors(a, b, _scale(config, path, a.shape[0]))
     return factors

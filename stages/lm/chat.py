@@ -26,7 +26,9 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prefix: st
         RowFault: the conversation cannot be rendered.
         InvalidField: the tokenizer has no chat template.
     """
-    return _tokens(tokenizer, _text(tokenizer, messages, ask=True) + prefix)
+    text = _text(tokenizer, messages, ask=True)
+    _refuse_marks(tokenizer, prefix, "prefix")
+    return _tokens(tokenizer, text + prefix)
 
 
 def render_supervised(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
@@ -99,20 +101,23 @@ def _text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, st
         raise InvalidField(
             "the model's tokenizer has no chat template", where=tokenizer.name_or_path, do="use an instruct model"
         )
-    marks = _special(tokenizer).marks
     for index, message in enumerate(plain):
-        for mark in marks:
-            if mark in message["content"]:
-                raise RowFault(
-                    f"contains the chat template's own {mark}, which would end the turn",
-                    where=f"messages[{index}]",
-                    do="remove it from the text",
-                )
+        _refuse_marks(tokenizer, message["content"], f"messages[{index}]")
     try:
         return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=ask))
     except (jinja2.TemplateError, IndexError) as error:
         roles = ", ".join(message["role"] for message in plain) or "none"
         raise RowFault(f"the chat template refuses these turns ({roles}): {error}") from error
+
+
+def _refuse_marks(tokenizer: PreTrainedTokenizerBase, text: str, where: str) -> None:
+    for mark in _special(tokenizer).marks:
+        if mark in text:
+            raise RowFault(
+                f"contains the chat template's own {mark}, which would end the turn",
+                where=where,
+                do="remove it from the text",
+            )
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -55,13 +55,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model answered, and why it ended: `stop` (end of turn, or a stop text), `length` or `cancelled`."""
+    """What a model answered, and why it ended: `stop` (end of turn, or a stop text), `length` or `cancelled`; of a
+    request that could not be asked, why not (`fault`)."""
 
     id: str
     text: str
     finish: Finish
     tokens_in: int
     tokens_out: int
+    fault: str = ""
 
 
 class Engine(Protocol):
@@ -92,6 +94,9 @@ class Engine(Protocol):
 
     def logprobs(self, rows: Sequence[Messages], adapter: str | None = None) -> list[list[float]]:
         """For each row, the natural log-probability of every token of its assistant turns, ends of turn included."""
+
+    def count_tokens(self, conversations: Sequence[Messages]) -> int:
+        """Tokens of conversations, as the model reads them."""
 
     def stream(self, request: Request) -> Generator[str, None, Answer]:
         """The answer in pieces, as they come; the generator's return value is the whole. Safe beside `generate`."""

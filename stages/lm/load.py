@@ -117,7 +117,7 @@ def tensors_header(file: Path) -> tuple[dict[str, dict[str, Any]], int]:
     return header, 8 + length
 
 
-def refuse_other_base(directory: Path, digest: str) -> None:
+def refuse_other_base(directory: Path, digest: str, where: str = "") -> None:
     """Raise `AdapterMismatch` where the adapter's `graftline.json` records the digest of another base."""
     card = Path(directory) / CARD
     if not card.is_file():
@@ -127,7 +127,7 @@ def refuse_other_base(directory: Path, digest: str) -> None:
     if recorded is not None and recorded != digest:
         raise AdapterMismatch(
             f"was made for {base.get('name', 'a model')} with the weights {recorded[:16]}, these are {digest[:16]}",
-            where=str(directory),
+            where=where or str(directory),
             do="use the base it was trained on",
         )
 
@@ -184,4 +184,5 @@ def _loading(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        raise EngineFailed(f"cannot load the model: {error}", where=str(directory)) from error
+        what = f"cannot load the model: {error}"
+        raise EngineFailed(what, where=str(directory), do="fetch the model again, or use another") from error

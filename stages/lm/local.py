@@ -109,6 +109,9 @@ class LocalEngine:
     def logprobs(self, rows: Sequence[Messages], adapter: str | None = None) -> list[list[float]]:
         return scoring.logprobs(self.loaded, rows, adapter)
 
+    def count_tokens(self, conversations: Sequence[Messages]) -> int:
+        return scoring.count_tokens(self.loaded, conversations)
+
     def load_adapter(self, name: str, directory: Path) -> None:
         self.loaded.adapters.load(name, directory)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graftline.stages.errors import EngineFailed
+from graftline.stages.errors import EngineFailed, WrongKind
 
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Engine
@@ -27,9 +27,12 @@ def open_engine(
         threads: of torch, for the whole process (None: as they are).
 
     Raises:
+        WrongKind: the stage is no language model.
         ModelNotFound, AdapterMismatch, FileMissing: a directory is not what it should be.
         EngineFailed: the model cannot be loaded.
     """
+    if not hasattr(llm, "engine"):
+        raise WrongKind(f"{llm.name} is no language model, nor made from one", do="name an Llm, or a tuned one")
     if llm.engine == "scripted":
         from graftline.stages.lm.scripted import ScriptedEngine
 

@@ -93,13 +93,13 @@ class PlainEngine:
     def __init__(self, loaded: Loaded) -> None:
         self.loaded, self.why = loaded, loaded.why
         self.model, self.digest = loaded.name, loaded.digest
-        self._asked: list[Asked] = []
+        self._asked: dict[int, Asked] = {}
         self._turn = threading.Lock()
         self._closed = False
 
     def generate(self, requests: Sequence[Request], on_answer: Callable[[Answer], None] | None = None) -> list[Answer]:
         asked = [Asked(request, *self.loaded.ask(request)) for request in requests]
-        self._asked += asked
+        self._asked |= {id(each): each for each in asked}
         try:
             # Rows of like length, so that little is padding.
             by_length = sorted(asked, key=lambda each: (len(each.ids), each.turn.limit))
@@ -112,7 +112,8 @@ class PlainEngine:
                         on_answer(answer)
             return [each.answer for each in asked if each.answer is not None]
         finally:
-            self._asked = [each for each in self._asked if each not in asked]
+            for each in asked:
+                del self._asked[id(each)]
 
     def stream(self, request: Request) -> Generator[str, None, Answer]:
         asked = Asked(request, *self.loaded.ask(request))
@@ -129,7 +130,7 @@ class PlainEngine:
             else:
                 events.put(None)
 
-        self._asked.append(asked)
+        self._asked[id(asked)] = asked
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
         sent = 0
@@ -147,10 +148,10 @@ class PlainEngine:
         finally:
             asked.cancelled = True
             worker.join()
-            self._asked.remove(asked)
+            del self._asked[id(asked)]
 
     def cancel(self, request_id: str) -> None:
-        for asked in list(self._asked):
+        for asked in list(self._asked.values()):
             if asked.request.id == request_id:
                 asked.cancelled = True
 
@@ -161,6 +162,9 @@ class PlainEngine:
 
     def logprobs(self, rows: Sequence[Messages], adapter: str | None = None) -> list[list[float]]:
         return scoring.logprobs(self.loaded, rows, adapter)
+
+    def count_tokens(self, conversations: Sequence[Messages]) -> int:
+        return scoring.count_tokens(self.loaded, conversations)
 
     def load_adapter(self, name: str, directory: Path) -> None:
         self.loaded.adapters.load(name, directory)
@@ -175,7 +179,7 @@ class PlainEngine:
 
     def close(self) -> None:
         self._closed = True
-        for asked in list(self._asked):
+        for asked in list(self._asked.values()):
             asked.cancelled = True
 
     def __enter__(self) -> Self:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from graftline.stages.errors import PromptTooLong
-from graftline.stages.lm.chat import continuation, render_supervised
+from graftline.stages.lm.chat import continuation, render, render_supervised
 from graftline.stages.lm.engine import Messages
 from graftline.stages.lm.in_memory import Loaded
 
@@ -55,6 +55,11 @@ def logprobs(loaded: Loaded, rows: Sequence[Messages], adapter: str | None) -> l
         tree.asked = [(place - 1, ids[place], index) for index, place in enumerate(trained)]
         trees.append(tree)
     return _score(loaded, trees, adapter)
+
+
+def count_tokens(loaded: Loaded, conversations: Sequence[Messages]) -> int:
+    """Tokens of conversations, with the template's around them."""
+    return sum(len(render(loaded.tokenizer, each)) for each in conversations)
 
 
 def choice_logprobs(

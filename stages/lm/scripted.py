@@ -86,6 +86,11 @@ class ScriptedEngine:
 
         return scoring.logprobs(self._weights, rows, self._known(adapter))
 
+    def count_tokens(self, conversations: Sequence[Messages]) -> int:
+        from graftline.stages.lm import scoring
+
+        return scoring.count_tokens(self._weights, conversations)
+
     def load_adapter(self, name: str, directory: Path) -> None:
         if self.directory is not None:
             refuse_other_base(Path(directory), self.digest)

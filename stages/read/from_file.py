@@ -31,7 +31,7 @@ class Record:
         number: its line, or its position from 1 in a file that has no lines.
         columns: None where it cannot be read.
         fault: why not.
-        raw: bytes that stand for it in its id where it cannot be read.
+        raw: bytes that stand for it in its id where it cannot be read (none: its columns do).
     """
 
     number: int
@@ -161,12 +161,13 @@ class FileSource(Source):
                 value = record.columns.get(column)
                 content[column] = None if value is None else text_of(value, column)
             self._refuse_unfit(content)
-        except RowFault as fault:
-            raw = record.raw if record.columns is None else canonical(record.columns).encode()
+        except (RowFault, RecursionError) as error:
+            fault = error.what if isinstance(error, RowFault) else "is nested too deep to be read"
+            raw = record.raw or canonical(record.columns).encode()
             empty: dict[str, Any] = {
                 column: [] if type_ == "messages" else None for column, type_ in self.columns.items()
             }
-            return fault.what, {**empty, "content": ["failed", hashlib.sha256(raw).hexdigest()]}
+            return fault, {**empty, "content": ["failed", hashlib.sha256(raw).hexdigest()]}
         row = {**content, "content": content}
         if self.shape != "preference":
             last = content["messages"][-1]

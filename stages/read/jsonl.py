@@ -40,4 +40,4 @@ def _record(number: int, raw: bytes) -> Record:
         return Record(number, None, "is not JSON that can be read", raw)
     if not isinstance(value, dict):
         return Record(number, None, "is JSON, but not an object", raw)
-    return Record(number, value)
+    return Record(number, value, raw=raw)

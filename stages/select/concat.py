@@ -34,7 +34,9 @@ class Concat(Source):
             for column, type_ in stage.columns.items():
                 if common.get(column, type_) != type_:
                     raise MissingColumn(
-                        f"has {column!r} as {type_}, not {common[column]}", where=f"Concat.rows.{index}"
+                        f"has {column!r} as {type_}, not {common[column]}",
+                        where=f"Concat.rows.{index}",
+                        do="give the column one type, or two names",
                     )
             common = {name: type_ for name, type_ in common.items() if name in stage.columns}
         return common

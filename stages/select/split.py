@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, NothingKept
-from graftline.stages.rows import Columns, canonical, split_groups
+from graftline.stages.rows import Columns, canonical, joined, split_groups
 from graftline.stages.shapes import Selector, Verdict
 from graftline.stages.stage import Context, View
 
@@ -106,23 +106,6 @@ class Split(Selector):
                     else "give more rows or a larger share, or cut exactly with stratify=",
                 )
         return [Verdict(row, part=parts[name]) for row, name in zip(ids, names, strict=True)]
-
-
-def joined(groups: Sequence[Sequence[str]]) -> list[str]:
-    """For each row the name of all that its groups are joined with: the smallest of them."""
-    above: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while above.setdefault(name, name) != name:
-            above[name] = above[above[name]]
-            name = above[name]
-        return name
-
-    for row in groups:
-        for other in row[1:]:
-            low, high = sorted((root(row[0]), root(other)))
-            above[high] = low
-    return [root(row[0]) for row in groups]
 
 
 def position(name: str, seed: int) -> float:

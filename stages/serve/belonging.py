@@ -18,24 +18,18 @@ def refuse_mismatches(model: Artefact, adapters: Mapping[str, Artefact], *, wher
     Raises:
         AdapterMismatch: another base's weights, no word on the base, or bases held differently in training.
     """
-    from graftline.stages.lm.load import model_digest
+    from graftline.stages.lm.load import CARD, model_digest, refuse_other_base
 
     if not adapters:
         return
     base = model_digest(model.directory("model"))
     held: dict[str, str] = {}
     for id, made in sorted(adapters.items()):
-        card = made.directory("adapter") / "graftline.json"
-        if not card.exists():
+        folder = made.directory("adapter")
+        if not (folder / CARD).exists():
             raise AdapterMismatch("does not say which base it belongs to", where=f"{where}.{id}", do="train it again")
-        belongs = json.loads(card.read_text(encoding="utf-8"))["base"]
-        if belongs["weights_digest"] != base:
-            raise AdapterMismatch(
-                f"was made for {belongs['name']} with the weights {belongs['weights_digest'][:16]}, "
-                f"the model's are {base[:16]}",
-                where=f"{where}.{id}",
-                do="serve it with the base it was trained on",
-            )
+        refuse_other_base(folder, base, where=f"{where}.{id}")
+        belongs = json.loads((folder / CARD).read_text(encoding="utf-8"))["base"]
         held.setdefault(belongs["held"], id)
     if len(held) > 1:
         listed = ", ".join(f"{id} ({how})" for how, id in sorted(held.items()))

@@ -180,7 +180,8 @@ def _wait(name: str, seconds: float) -> None:
         if found is not None and found.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             told = [each.message for each in found.deployments.values() if each.message] or [found.message]
             reasons = "; ".join(map(last_line, told))
-            raise EngineFailed(f"the application could not start: {reasons}", where=name)
+            what = f"the application could not start: {reasons}"
+            raise EngineFailed(what, where=name, do="look at the reason, and start it again")
         time.sleep(POLL)
     raise CannotPlace(
         f"it did not start within {seconds:g} s; of {ray.cluster_resources().get('CPU', 0):g} CPUs"

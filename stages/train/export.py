@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from graftline.stages.lm.load import CARD
 from graftline.stages.rows import canonical
 
-CARD = "graftline.json"
-"""In an adapter's folder: the base it belongs to."""
 NOT_IDENTITY = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode")
 """Entries of a PEFT config that do not change what the adapter computes: names, paths and versions."""
 

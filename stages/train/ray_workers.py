@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftline.stages.errors import GraftlineError, RequestError, RunError, WorkerDied
+from graftline.stages.errors import GraftlineError, RequestError, RunError, WorkerDied, WorldError
 from graftline.stages.rows import digest
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _in_worker(told: dict[str, Any]) -> Any:
     held_out = None if told["held_out"] is None else ray.get(told["held_out"])
     try:
         return work(told["job"], ray.get(told["rows"]), held_out, reporter, ranks, Path(told["out"]))
-    except (RunError, RequestError) as error:  # the same on every worker
+    except (RunError, RequestError, WorldError) as error:  # the same on every worker, or the next time
         return error
 
 

@@ -73,7 +73,10 @@ def test_a_file_that_cannot_be_read_at_all_stops_before_anything_starts(
     assert "Traceback" not in done.err and not started(environment["GRAFTLINE_STORE"])
 
 
-def test_a_model_that_is_not_there(graftline: Callable[..., Any], pipeline_file: Callable[..., Path]) -> None:
+def test_a_model_that_is_not_there(
+    graftline: Callable[..., Any], pipeline_file: Callable[..., Path], environment: dict[str, str]
+) -> None:
+    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # a closed port: the answer does not wait for the network
     done = graftline("plan", str(pipeline_file(MODEL)))
     assert done.code == 2
     assert "no-such/model-anywhere" in done.err and "Traceback" not in done.err

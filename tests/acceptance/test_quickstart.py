@@ -31,7 +31,7 @@ def test_the_plan_takes_under_two_seconds_and_names_every_stage(graftline: Calla
     shown = done.out + done.err
     for name in ("Jsonl", "Split", "SelfInstruct", "TopK", "Train", "Compare", "Service"):
         assert name in shown
-    assert seconds < 4, f"{seconds:.1f} s (2 s on a quiet machine)"
+    assert seconds < 2
 
 
 @pytest.mark.real

@@ -26,5 +26,6 @@ def test_snips_intents_through_the_quickstart(graftline: Callable[..., Any], dat
                 stream.write(json.dumps({"text": text, "queue": intent}) + "\n")
     done = graftline("run", "examples/quickstart.py", "--set", f"seeds={seeds}", timeout=1200)
     assert done.code == 0, done.err
+    print(done.out)  # the figures, where pytest is run with -s
     assert done.result["base"] <= 0.1
     assert done.result["tuned"] >= 0.7, done.out

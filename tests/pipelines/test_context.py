@@ -11,6 +11,7 @@ from graftline.pipelines.artefacts import Identity
 from graftline.pipelines.board import LocalBoard
 from graftline.pipelines.budget import Budget, Purse
 from graftline.pipelines.context import (
+    OWN,
     Calls,
     CountedEngine,
     WorkerContext,
@@ -78,6 +79,9 @@ class FakeEngine:
         self.asked.append(adapter)
         return [[0.0]] * len(prompts)
 
+    def count_tokens(self, conversations):
+        return 7 * len(conversations)
+
     def close(self):
         self.closed = True
 
@@ -137,7 +141,7 @@ def test_the_engine_of_a_model(order, engines, tmp_path):
         engine.choice_logprobs([()], [["a"]])
     assert engines[0].directory == tmp_path / "Llm" / "model" and engines[0].adapters == {} and engines[0].threads == 2
     assert [each.adapter for each in engines[0].asked[:2]] == [None, "other"] and engines[0].closed
-    assert context.calls == Calls("tiny", 3, 20, 6, 0.0, False, "bf16")
+    assert context.calls == Calls("tiny", 3, 27, 6, 0.0, False, "bf16")
 
 
 def test_the_engine_of_an_adapter_is_its_bases(order, engines, tmp_path):
@@ -149,8 +153,8 @@ def test_the_engine_of_an_adapter_is_its_bases(order, engines, tmp_path):
         engine.choice_logprobs([()], [["a"]])
     place = tmp_path / "Tuned" / "adapter"
     assert engines[0].directory == tmp_path / "Llm" / "model"
-    assert engines[0].adapters == {"adapter": place, "second": place} and engines[0].model == "tiny"
-    assert [each.adapter for each in engines[0].asked[:2]] == ["adapter", "second"] and engines[0].asked[2] == "adapter"
+    assert engines[0].adapters == {OWN: place, "second": place} and engines[0].model == "tiny"
+    assert [each.adapter for each in engines[0].asked[:2]] == [OWN, "second"] and engines[0].asked[2] == OWN
 
 
 def test_the_engine_of_a_tuned_model_is_its_own(order, engines, tmp_path):

@@ -1,6 +1,7 @@
 import errno
 import pickle
 
+import httpx
 import pytest
 
 from graftline.pipelines.failures import ContractBroken, Failure, is_world, reason
@@ -34,14 +35,31 @@ def test_the_traceback_is_pointed_to():
     assert Failure("RunError", "x", do="try").told("/a/b").do == "try; the traceback is in /a/b"
 
 
+def refused(status):
+    """A server's refusal, as httpx raises it."""
+    request = httpx.Request("POST", "http://localhost/v1/chat/completions")
+    return httpx.HTTPStatusError("refused", request=request, response=httpx.Response(status, request=request))
+
+
 def test_whose_fault():
-    for error in (WorldError("down"), BudgetSpent("spent"), MemoryError(), OSError(errno.ENOSPC, "full")):
-        assert is_world(error)
+    for error in (
+        WorldError("down"), BudgetSpent("spent"), MemoryError(), OSError(errno.ENOSPC, "full"), FileMissing("gone"),
+        ConnectionRefusedError(), TimeoutError(), OSError(errno.EIO, "io"), httpx.ConnectTimeout("slow"), refused(401),
+        refused(429), refused(503),
+    ):  # fmt: skip
+        assert is_world(error), error
     out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
     assert is_world(out_of_memory("CUDA out of memory"))
     assert is_world(type("RayError", (Exception,), {"__module__": "ray.exceptions"})())
-    for error in (ValueError(), RowFault("short"), FileMissing("gone"), OSError(errno.EIO, "io"), ZeroDivisionError()):
-        assert not is_world(error)
+    for error in (
+        ValueError(),
+        RowFault("short"),
+        FileNotFoundError(),
+        ZeroDivisionError(),
+        refused(400),
+        refused(422),
+    ):
+        assert not is_world(error), error
 
 
 def test_reasons():

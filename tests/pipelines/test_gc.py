@@ -94,3 +94,15 @@ def test_what_changed_lately_is_left_alone(store, go, tmp_path):
     for path in Path(tmp_path / "store").rglob("*"):
         os.utime(path, (1, 1))
     assert collect(store) != []
+
+
+def test_what_an_unfinished_run_makes_now_stays(store, go):
+    with pytest.raises(WorldError):
+        go(Judge(rows=Numbers(), strict=True))
+    record = store.read_json(f"runs/{store.read_json('runs/latest.json')['id']}/run.json")
+    (line,) = [each for each in record["stages"] if each["name"] == "Judge"]
+    folder = store.local_path("artefacts") / f"Judge-{line['fingerprint'][:16]}"
+    (folder / "making").mkdir(parents=True)
+    (folder.with_name("Judge-0000000000000000") / "left").mkdir(parents=True)
+    gone = {each.name for each in collect(store, grace=0)}
+    assert "artefacts/Judge-0000000000000000/left" in gone and (folder / "making").is_dir()

@@ -4,7 +4,8 @@ from graftline.pipelines.artefacts import Artefacts
 from graftline.pipelines.graph import Graph, Known, roots_of
 from graftline.pipelines.pins import OutsidePins
 from graftline.pipelines.store import Store
-from graftline.stages import Adapter, Llm, Mapper, Model, Rows, Scorer, Selector, Source, Stage, View, select
+from graftline.stages import Adapter, Llm, Mapper, Model, Plug, Rows, Scorer, Selector, Source, Stage, View, select
+from graftline.stages.artefact import Artefact
 from graftline.stages.errors import InvalidField
 
 
@@ -130,3 +131,24 @@ def test_the_identity_of_a_chain_looks_through_it(tmp_path):
     known.found[graph.fingerprint(first)] = Opened()
     assert [stage.name for stage in known.chain(graph, root)] == ["Length"]
     assert known.identity(graph, [root]).parents == ((graph.fingerprint(first), "d" * 64),)
+
+
+def test_the_code_of_ones_own_plugs_counts(tmp_path, monkeypatch):
+    class Rule(Plug):
+        """A user's own."""
+
+    class Judge(Scorer):
+        rule: Rule = Rule()
+        adds = {"judged": "float64"}
+
+    sources = {Rule: "one", Judge: "judge", Lines: "lines"}
+    monkeypatch.setattr("graftline.pipelines.graph.source_digest", sources.__getitem__)
+    graph = Graph.of({"r": Judge(rows=Lines())}).fingerprinted(OutsidePins(str(tmp_path)))
+    known = Known(Artefacts(Store(str(tmp_path))))
+    known.found[graph.fingerprint(Lines())] = Artefact({"kind": "rows", "digest": "d"}, None, "")
+    before = known.identity(graph, [Judge(rows=Lines())])
+    assert known.identity(graph, [Judge(rows=Lines())]) == before
+    sources[Lines] = "another"
+    assert known.identity(graph, [Judge(rows=Lines())]) == before, "an input's code is the input's own affair"
+    sources[Rule] = "two"
+    assert known.identity(graph, [Judge(rows=Lines())]) != before

@@ -102,6 +102,7 @@ def test_a_missing_file(tmp_path):
         ("no_pipeline", "x = 1", "no function pipeline"),
         ("syntax", "def pipeline(:", "line 1: it raises SyntaxError"),
         ("raises", "x = 1\n1 / 0", "line 2: it raises ZeroDivisionError"),
+        ("builds", "def pipeline():\n    return nothing", "line 2: it raises NameError"),
         ("returns", "def pipeline(): return 3", "a pipeline is int"),
         ("empty", "def pipeline(): return {}", "a pipeline is dict"),
         ("with-dash", "", "is not a Python name"),

@@ -231,9 +231,10 @@ def test_the_result_line_is_strict_json():
 
 
 def test_a_run_without_a_service_cannot_be_served(call, pipeline_file):
+    refused = call("run", pipeline_file, *HERE, "--serve", code=2)
+    assert "no service" in refused.stderr and "started" not in refused.stderr, "before anything is made"
     call("run", pipeline_file, *HERE)
     assert "no service" in call("serve", code=2).stderr
-    assert "no service" in call("run", pipeline_file, *HERE, "--serve", code=2).stderr
 
 
 @pytest.mark.real

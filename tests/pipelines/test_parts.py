@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftline.pipelines.failures import ContractBroken
+from graftline.pipelines.failures import ContractBroken, reason
 from graftline.pipelines.parts import Parts, conformed, filled, guarded, has_columns, ids_digest, lenient
 from graftline.pipelines.store import Store
 from graftline.stages.errors import WorldError
@@ -23,10 +23,10 @@ def test_the_guilty_rows_are_found_and_no_other(guilty):
         return batch["id"].to_pylist()
 
     fine, blamed, order = [], [], []
-    for batch, result, why in guarded(function, table):
+    for batch, result, error in guarded(function, table):
         order += batch["id"].to_pylist()
-        if why:
-            assert why == "ValueError: a bad row" and batch.num_rows == 1
+        if error is not None:
+            assert reason(error) == "ValueError: a bad row" and batch.num_rows == 1
             blamed += batch["id"].to_pylist()
         else:
             fine += result

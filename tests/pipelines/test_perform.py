@@ -9,7 +9,7 @@ import pytest
 from graftline.pipelines import run
 from graftline.pipelines.failures import ContractBroken
 from graftline.stages import Execution, Made, Rows, Selector, Source, Stage, Verdict
-from graftline.stages.errors import InvalidField, RunError, UnknownStage
+from graftline.stages.errors import InvalidField, UnknownStage, WorldError
 
 
 class Numbers(Source):
@@ -183,7 +183,7 @@ def test_a_make_that_breaks_its_contract(go):
 
 
 def test_scratch_outlives_a_failure_and_goes_with_the_commit(go, tmp_path):
-    with pytest.raises(RunError, match="ConnectionError: lost"):
+    with pytest.raises(WorldError, match="ConnectionError: lost"):
         go(Remembers(rows=Numbers()))
     (scratch,) = tmp_path.glob("store/scratch/Remembers-*")
     assert (scratch / "left").read_text() == "first"
@@ -204,7 +204,7 @@ def test_on_a_store_that_is_not_local(tmp_path):
     made = run(pipeline, store, base=tmp_path, address="here")
     assert made["notes"].json("deep/report.json") == ["01", "03"] and made["rows"].count == 2
     assert (made["notes"].directory("deep") / "report.json").read_text() == '["01", "03"]'
-    with pytest.raises(RunError, match="lost"):
+    with pytest.raises(WorldError, match="lost"):
         run(Remembers(rows=Numbers()), store, base=tmp_path, address="here")
     assert run(Remembers(rows=Numbers()), store, base=tmp_path, address="here")["result"].metrics["found"] == "first"
     assert run(pipeline, store, base=tmp_path, address="here").ran == 0

@@ -68,6 +68,19 @@ def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch):
     assert OutsidePins(str(tmp_path)).file("large") == hashlib.sha256(b"x" * 100).hexdigest()
 
 
+def test_a_remote_file_is_read_once(tmp_path):
+    path = tmp_path / "far.jsonl"
+    path.write_bytes(b"x" * 100)
+    os.utime(path, (1, 1))
+    first = OutsidePins(str(tmp_path)).file(path.as_uri())
+    assert first == hashlib.sha256(b"x" * 100).hexdigest()
+    path.write_bytes(b"y" * 100)
+    os.utime(path, (1, 1))
+    assert OutsidePins(str(tmp_path)).file(path.as_uri()) == first, "same place, size and time: not read again"
+    os.utime(path, (2, 2))
+    assert OutsidePins(str(tmp_path)).file(path.as_uri()) == hashlib.sha256(b"y" * 100).hexdigest()
+
+
 def test_models_are_pinned_once_and_as_the_lock_says():
     calls = []
 
@@ -83,3 +96,5 @@ def test_models_are_pinned_once_and_as_the_lock_says():
         "hub:x": "commit 1",
         "hub:y": "commit 2",
     }
+    neither = OutsidePins("/", later.to_dict()).to_dict()
+    assert neither["models"] == later.to_dict()["models"], "a run that asks for neither keeps both for the next"

@@ -286,12 +286,12 @@ def test_a_prompt_that_is_a_rows_own_fault(go, monkeypatch):
 
     monkeypatch.setattr(ScriptedEngine, "_answer", long)
     made = go(Judge(rows=Seeds(words="a b c d"), judge=Fake(), max_failed=0.3))
-    assert made["result"].manifest["rows"]["failed"] == {"PromptTooLong: has 9000 tokens": 1}
+    assert made["result"].manifest["rows"]["failed"] == {"has 9000 tokens": 1}
     with pytest.raises(TooManyFailed):
         go(Judge(rows=Seeds(words="a b c d"), judge=Fake(), max_failed=0.2), "other")
 
 
-def test_a_prompt_that_cannot_be_asked_spoils_no_other(go, monkeypatch):
+def test_a_prompt_that_cannot_be_asked_spoils_no_other(go, monkeypatch, tmp_path):
     answer = ScriptedEngine._answer
 
     def long(self, request):
@@ -303,6 +303,13 @@ def test_a_prompt_that_cannot_be_asked_spoils_no_other(go, monkeypatch):
     made = go(talk("a b c d e", rounds=2))
     answers = {row["messages"][0]["content"]: row["answer"] for row in made["result"].rows().to_pylist()}
     assert len(answers) == 10 and {text for text, said in answers.items() if not said} == {"c, round 0", "c, round 1"}
+    (fault,) = {
+        line["fault"]
+        for path in Path(tmp_path, "store").rglob("*.answers.json")
+        for line in json.loads(path.read_text())["answers"]
+        if not line["text"]
+    }
+    assert fault == "has 9000 tokens", "the reason is remembered, too"
     ASKED.clear()
     assert go(talk("a b c d e", rounds=2, label="again")).ran == 0 and ASKED == []
 

@@ -15,10 +15,25 @@ from graftline.pipelines import Budget, plan, retry, run, runner
 from graftline.pipelines.artefacts import Artefacts
 from graftline.pipelines.running import Run
 from graftline.pipelines.store import Store
-from graftline.stages import Execution, Made, Mapper, Rows, Scorer, Selector, Source, Stage, Verdict, View, select
+from graftline.stages import (
+    Execution,
+    Llm,
+    Made,
+    Mapper,
+    Rows,
+    Scorer,
+    Selector,
+    Source,
+    Stage,
+    Verdict,
+    View,
+    select,
+    serve,
+)
 from graftline.stages.errors import (
     BudgetSpent,
     FileMissing,
+    InvalidField,
     NothingKept,
     RequestError,
     RunError,
@@ -536,3 +551,10 @@ def small_disk(tmp_path):
         pytest.skip(f"mounting needs root: {mounted.stderr.decode()}")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_service_needs_ray_and_says_so_before_anything_starts(words, tmp_path):
+    service = serve.Service(model=Llm("tiny", engine="scripted"))
+    with pytest.raises(InvalidField, match="a service runs on Ray"):
+        run(service, str(tmp_path / "store"), base=tmp_path, address="here")
+    assert not (tmp_path / "store").exists()

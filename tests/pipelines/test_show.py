@@ -57,7 +57,7 @@ def test_a_plan_counts_what_will_be_spent():
         {**step, "name": "TopK", "status": "unknown inputs", "why": "in the store, if its inputs come out as before"},
     ]
     text = printed(show.plan({"steps": steps, "store": "place"}))
-    assert "1 in the store, 2 to run, about 260 model calls and 9\u2009800 tokens written; store place" in text
+    assert "1 in the store, 2 to run, about 260 model calls and about 9\u2009800 tokens written; store place" in text
     assert "Split.train" not in text and "if its inputs come out as before" in text
     line = next(line for line in text.splitlines() if "SelfInstruct" in line)
     assert line.split()[:5] == ["ffffffff", "SelfInstruct", "run", "?", "260"]

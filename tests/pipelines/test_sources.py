@@ -56,6 +56,18 @@ def test_a_users_code_counts_and_what_puts_stages_together_does_not(mine):
     assert source_digest(mine(value=2)) != one, "a helper of the file is part of it"
 
 
+def test_modules_beside_the_file_count(mine, tmp_path):
+    (tmp_path / "beside.py").write_text("from deeper.rules import rule\n")
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "rules.py").write_text("rule = 1\n")
+    plain = source_digest(mine())
+    own = "1\n\nimport sys\nsys.path.insert(0, r'" + str(tmp_path) + "')\nimport json, beside\ndef more(): pass"
+    one = source_digest(mine(value=own))
+    assert one != plain and source_digest(mine(value=own)) == one
+    (tmp_path / "deeper" / "rules.py").write_text("rule = 2  # changed\n")
+    assert source_digest(mine(value=own)) != one
+
+
 def test_a_class_without_a_source_has_no_digest():
     kind = type("Typed", (), {"__module__": "nowhere", "qualified": "nowhere.Typed"})
     assert source_digest(kind) == ""

@@ -81,7 +81,7 @@ class Paid(Scorer):
     def score_rows(self, table, context):
         context.seen += table["id"].to_pylist()
         if any(messages[0]["content"] == context.bad for messages in table["messages"].to_pylist()):
-            raise ValueError("unparsable")
+            raise context.error("unparsable")
         context.calls.requests += table.num_rows
         return {"score": [0.5] * table.num_rows}
 
@@ -91,7 +91,7 @@ class FakeContext:
 
     def __init__(self):
         self.calls, self.seen, self.bad = Calls(model="m"), [], None
-        self.spent = False
+        self.spent, self.error = False, ValueError
 
     @contextmanager
     def paying_later(self):
@@ -233,13 +233,17 @@ def test_what_was_made_before_the_world_failed_is_kept(ledger):
     assert ledger.calls()["requests"] == 4 + 2 + 3, "the two that were in flight are counted"
 
 
-def test_a_failed_row_is_remembered(ledger):
+@pytest.mark.parametrize("error", [RowFault, ValueError])
+def test_a_failed_row_is_remembered_where_it_is_its_own_fault(ledger, error):
     context = FakeContext()
-    context.bad = "c"
+    context.bad, context.error = "c", error
     _, dropped, _ = paid(ledger, "abcd", context)
-    assert dropped.reasons["failed"] == {"ValueError: unparsable": 1}
+    assert sum(dropped.reasons["failed"].values()) == 1
     _, dropped, context = paid(ledger, "abcd")
-    assert context.seen == [] and dropped.reasons["failed"] == {"ValueError: unparsable": 1}
+    if error is RowFault:
+        assert context.seen == [] and dropped.reasons["failed"] == {"unparsable": 1}
+    else:
+        assert context.seen == ["2"] and dropped.reasons["failed"] == {}
 
 
 def test_a_spent_budget_stops_after_the_batch_is_kept(ledger):

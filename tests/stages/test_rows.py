@@ -12,6 +12,7 @@ from graftline.stages.rows import (
     derived_seed,
     group_value,
     join_groups,
+    joined,
     row_ids,
     rows_digest,
     schema,
@@ -62,3 +63,13 @@ def test_canonical_takes_anything_a_row_can_hold() -> None:
 def test_seeds_depend_on_each_part() -> None:
     seeds = {derived_seed(s, r, a) for s in (0, 1) for r in ("x", "y") for a in (0, 1)}
     assert len(seeds) == 8 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefghij"), min_size=1, max_size=3, unique=True), max_size=12))
+def test_rows_are_joined_exactly_where_a_chain_of_shared_groups_leads(rows: list[list[str]]) -> None:
+    names = joined(rows)
+    reached = [set(row) for row in rows]
+    for _ in rows:  # the slow way: grow each set by every set it meets
+        reached = [set().union(*(other for other in reached if other & mine)) for mine in reached]
+    for mine, name in zip(reached, names, strict=True):
+        assert name == min(mine)

@@ -106,6 +106,18 @@ def test_replace_through_containers_and_views() -> None:
     assert root.replace("rows.0.of.rows.n", 9) == changed
 
 
+def test_replace_in_a_whole_pipeline() -> None:
+    lines = Lines()
+    pipeline = {"one": Length(rows=lines), "two": Pick(rows=Length(rows=lines))}
+    changed = replace(pipeline, "one.rows.n", 5)
+    assert {node.n for node in walk(*changed.values()) if isinstance(node, Lines)} == {5}, "wherever it occurs"
+    assert replace(pipeline, (lines, "n"), 5) == changed and set(changed) == {"one", "two"}
+    with pytest.raises(InvalidField, match="one: names a whole stage"):
+        replace(pipeline, "one", lines)
+    with pytest.raises(InvalidField, match=r"three\.n: dict has no 'three'"):
+        replace(pipeline, "three.n", 1)
+
+
 def test_replace_says_what_is_wrong_with_the_full_path() -> None:
     root = Fit(model=Brain(), rows=chain())
     with pytest.raises(InvalidField, match=r"rows\.rows\.rows\.n.*integer"):

@@ -95,6 +95,11 @@ def test_an_end_of_turn_in_a_text_is_refused(tokenizer):
             refused()
 
 
+def test_an_end_of_turn_in_a_prefix_is_refused(tokenizer):
+    with pytest.raises(RowFault, match="prefix: contains the chat template's own"):
+        render(tokenizer, [USER], prefix="1. ham: x<|im_end|>")
+
+
 def test_a_template_that_rewrites_the_past_is_refused(tokenizer):
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

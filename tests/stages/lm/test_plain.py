@@ -114,3 +114,22 @@ def test_a_closed_engine_says_so(tiny_directory):
     engine.close()
     with pytest.raises(EngineFailed, match="is closed"):
         engine.generate([ask("hello")])
+
+
+def test_streams_side_by_side_end_whole(engine):
+    """What is in flight is kept by request, whoever comes and goes meanwhile."""
+    wanted = engine.generate([ask(QUESTIONS[0], max_new_tokens=6)])[0].text
+    texts: list[str] = []
+
+    def stream(number):
+        pieces = engine.stream(ask(QUESTIONS[0], f"s{number}", max_new_tokens=6))
+        texts.append("".join(pieces))
+
+    threads = [threading.Thread(target=stream, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        engine.generate([ask(QUESTIONS[1], max_new_tokens=2)])
+    for thread in threads:
+        thread.join()
+    assert texts == [wanted] * 4 and engine._asked == {}

@@ -100,3 +100,10 @@ def test_what_cannot_be_scored_is_refused(loaded):
         scoring.logprobs(loaded, [[user("hi"), {"role": "assistant", "content": "ho"}]], "three")
     with pytest.raises(PromptTooLong):
         scoring.choice_logprobs(loaded, [[user("zz" * 4096)]], [["yes"]], None)
+
+
+def test_tokens_are_those_the_model_reads(loaded):
+    from graftline.stages.lm.chat import render
+
+    conversation = [{"role": "user", "content": "where is my order?"}]
+    assert scoring.count_tokens(loaded, [conversation] * 3) == 3 * len(render(loaded.tokenizer, conversation))

@@ -69,3 +69,12 @@ def test_windows_line_ends_and_a_byte_order_mark(folder: Any, outcomes: Any) -> 
 def test_sets_in_the_wild(folder: Any, data_dir: Path, file: str, fields: dict[str, Any], least: float) -> None:
     made = folder.read(Jsonl(path=str(data_dir / file), **fields))
     assert sum(each.outcome == "kept" for each in made) >= least * len(made)
+
+
+@pytest.mark.parametrize(("column", "outcome"), [("text", "kept"), ("other", "failed")])
+def test_a_row_nested_too_deep_fails_alone(folder: Any, column: str, outcome: str) -> None:
+    deep = '{"' + column + '": ' + "[" * 900 + "]" * 900 + ', "queue": "x"}'
+    lines = ['{"text": "hello", "queue": "x"}', deep, '{"text": "bye", "queue": "y"}']
+    path = folder.write("a.jsonl", "\n".join(lines))
+    made = folder.read(Jsonl(path=path, prompt="{text}", answer="{queue}"))
+    assert [each.outcome for each in made] == ["kept", outcome, "kept"] and (outcome == "kept" or made[1].reason)
