@@ -1,4 +1,4 @@
-"""A run's record: `run.json`, rewritten as it advances, and `metrics.jsonl`."""
+"""A run's record: `run.json`, rewritten as it advances, `metrics.jsonl` and TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftline.pipelines.graph import Graph
 from graftline.pipelines.store import Store
+from graftline.pipelines.tensorboard import Events
 from graftline.stages.artefact import Artefact
 from graftline.stages.stage import Stage, View
 from graftline.stages.value_graph import to_json
@@ -48,6 +49,7 @@ class Record:
         self._began = time.monotonic()
         self._saved = self._flushed = float("-inf")
         self._metrics: list[str] = []
+        self._events = Events(store, self.folder)
         self._lines: dict[str, dict[str, Any]] = {}
         self.run: dict[str, Any] = {
             "schema": 1,
@@ -144,9 +146,11 @@ class Record:
         self.update(stage.key, **fields)
 
     def logged(self, key: str, line: Mapping[str, Any]) -> None:
-        """Appends to `metrics.jsonl`."""
+        """Appends to `metrics.jsonl`, and to TensorBoard's events."""
         with self._lock:
-            text = json.dumps({"stage": self._lines[key]["name"], "key": key, "time": round(time.time(), 3), **line})
+            name, told = self._lines[key]["name"], round(time.time(), 3)
+            text = json.dumps({"stage": name, "key": key, "time": told, **line})
+            self._events.add(name, line, told)
             if self.store.local:
                 with open(self.store.local_path(f"{self.folder}/metrics.jsonl"), "a", encoding="utf-8") as stream:
                     stream.write(text + "\n")
@@ -199,6 +203,7 @@ class Record:
                     line["status"] = "pending"
             self.run |= {"state": state, "finished": now()}
             self._flush()
+            self._events.close()
             self.save()
 
 
