@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -94,7 +94,7 @@ def run_command(
     typer.echo(f"RESULT {json.dumps(plain(result(loaded, done) | figures))}")
     sys.stdout.flush()
     if serve:
-        serve_until_stopped(done, None, port, address, announce=note)
+        serve_until_stopped(done, None, port, address, tell_url=False)
 
 
 @app.command("serve")
@@ -318,16 +318,18 @@ def own_methods(file: str) -> list[Any]:
 
 
 def serve_until_stopped(
-    done: Run, stage: str | None, port: int | None, address: str | None, announce: Callable[[str], None] = typer.echo
+    done: Run, stage: str | None, port: int | None, address: str | None, tell_url: bool = True
 ) -> None:
-    """Starts a run's service and waits for Ctrl-C or a termination signal; `announce` tells its URL."""
+    """Starts a run's service and waits for Ctrl-C or a termination signal; its URL is a line on stdout, unless what
+    stands there already is to be the last."""
     from graftline.pipelines import serving
 
     config = serving.configuration(done, stage)
     with serving.served(config, port, address) as service:
         note(service.told)
-        announce(service.url)
-        sys.stdout.flush()
+        if tell_url:
+            typer.echo(service.url)
+            sys.stdout.flush()
         serving.wait()
         note("stopping")
 

@@ -64,14 +64,15 @@ def test_a_service_answers_until_ctrl_c(tmp_path):
     environment = {**os.environ, "GRAFTLINE_STORE": str(tmp_path / "store")}
     command = [sys.executable, "-m", "graftline.pipelines", "run", str(tmp_path / "served_pipeline.py"), "--serve"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("RESULT ")
-    url = process.stdout.readline().strip()
+    assert process.stdout is not None and process.stderr is not None
+    told = next(line for line in process.stderr if line.startswith("serving "))
+    url = told.split(" at ")[1].partition("/v1")[0]
     models = httpx.get(f"{url}/v1/models", trust_env=False).json()
     assert [model["id"] for model in models["data"]] == ["base"]
     asked = {"model": "base", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
     assert httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60, trust_env=False).status_code == 200
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
-    assert "serving base at" in error and "Traceback" not in error
+    assert told.startswith("serving base at") and "Traceback" not in error
+    assert out.startswith("RESULT ") and len(out.splitlines()) == 1, "RESULT is the last line on stdout"
