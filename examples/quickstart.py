@@ -5,7 +5,12 @@ Reads 154 tickets, keeps half of them for the test, lets the model write more ti
 both, compares it with the untouched model on the test tickets, and answers one over HTTP.
 
     graftline run examples/quickstart.py
-    graftline run examples/quickstart.py --set model=tiny --set engine=scripted      # a dry run, in seconds
+    graftline run examples/quickstart.py --set model=tiny --set engine=scripted      # a dry run
+
+Ends, after two to four minutes on two cores, with
+
+    RESULT {"pipeline": "quickstart", "seconds": 148.7, …, "base": 0.0, "tuned": 0.831, "choice_base": 0.117,
+            "choice_tuned": 0.818, "http_ok": 1}
 """
 
 from graftline.stages import Llm, evaluate, generate, read, select, serve, train

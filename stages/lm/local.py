@@ -306,4 +306,4 @@ def _watch_main() -> None:
             if manager.is_running():
                 manager.stop(block=True, timeout=30.0, hard_stop=True)
 
-    threading.Thread(target=end_all, daemon=True, name="engines-end-with-main").start()
+    threading.Thread(target=end_all, name="engines-end-with-main").start()  # no daemon: the program waits for it
