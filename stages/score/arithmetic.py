@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 RELATIVE = Fraction(1, 10**6)
 NUMBER = re.compile(
-    r"""(?<![\w.,])(?P<sign>[-+](?:(?=[\d.])|(?=[$€£¥])))?      # no minus between two operands
+    r"""(?<![\w.])(?P<sign>[-+](?:(?=[\d.])|(?=[$€£¥])))?      # no minus between two operands
         [$€£¥]?
         (?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<point>\.\d+)?
         (?P<exponent>[eE][-+]?\d{1,3}(?!\w))?
