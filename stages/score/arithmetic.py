@@ -121,7 +121,7 @@ def read(text: str) -> sympy.Expr:
 def _built(node: ast.expr) -> Any:
     import sympy
 
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         # From its text, so that 0.1 is a tenth.
         return sympy.Rational(repr(node.value)) if abs(node.value) < 1e15 else _refuse()
     if isinstance(node, ast.Name):
