@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from graftline.stages.lm.reference import refuse_endpoint
 from graftline.stages.score.asking import asked, finite, mean, said
 from graftline.stages.score.perplexity import perplexity_of, unprompted
 from graftline.stages.shapes import Scorer
@@ -44,6 +45,9 @@ class Difficulty(Scorer):
 
     model: Model
     ratio_of: Literal["loss", "perplexity"] = "loss"
+
+    def check(self) -> None:
+        refuse_endpoint(self.model, where="Difficulty.model", why="it tells no log-probabilities of given text")
 
     def score_rows(self, table: pa.Table, context: Context) -> Mapping[str, Sequence[Any]]:
         rows = [said(turns) for turns in table["messages"].to_pylist()]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField
+from graftline.stages.lm.reference import refuse_endpoint
 from graftline.stages.rows import Columns, digest
 from graftline.stages.score.asking import asked, said
 from graftline.stages.score.judging import conversation, first_object, quoted, refuse_own_work, words
@@ -87,6 +88,8 @@ class LlmJudge(Scorer):
                 raise InvalidField(
                     f"{name!r} is no dimension", where="LlmJudge.dimensions", do="name it by a word, and ask a question"
                 )
+        if self.read == "expected":
+            refuse_endpoint(self.judge, where="LlmJudge.judge", why="it tells no probabilities; use read='json'")
         if not self.allow_own:
             refuse_own_work(self.judge, self.rows, "LlmJudge.judge")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from graftline.stages.errors import InvalidField
+from graftline.stages.lm.reference import refuse_endpoint
 from graftline.stages.score.asking import asked, mean, said
 from graftline.stages.shapes import Scorer
 from graftline.stages.specification import Paper
@@ -49,6 +50,7 @@ class Perplexity(Scorer):
     end_of_turn: bool = True
 
     def check(self) -> None:
+        refuse_endpoint(self.model, where="Perplexity.model", why="it tells no log-probabilities of given text")
         if self.of == "text" and not self.end_of_turn:
             raise InvalidField(
                 "of the whole text every token counts", where="Perplexity.end_of_turn", do="leave it, or score answers"
