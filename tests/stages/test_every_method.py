@@ -80,7 +80,7 @@ def others(annotation: Any, value: Any, marks: tuple[Any, ...] = ()) -> Iterator
     elif annotation is float:
         yield from ((value or 0.0) / 2, (value or 0.25) * 1.25, 0.125, (value or 0.0) + 1)
     elif annotation is str:
-        yield from ("other", "answer", "group", "{text} more", "a b", ";")
+        yield from ("other", "answer", "group", "{text} more", "a b", ";", "https://host/v1")
     elif isinstance(annotation, type) and issubclass(annotation, Resources):
         yield Resources(cpus=7.0)
     elif isinstance(annotation, type) and issubclass(annotation, Specification):
