@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import threading
 import time
 from typing import Any
 
-import httpx
 import pytest
 
 from graftline.stages.errors import AdapterMismatch, EndpointRefused, EngineFailed, PromptTooLong, RowFault
 from graftline.stages.lm.endpoint import Endpoint
-from graftline.stages.lm.endpoint_engine import EndpointEngine, _retry_after
+from graftline.stages.lm.endpoint_engine import EndpointEngine
 from graftline.stages.lm.engine import Answer, Request
 from graftline.stages.lm.pressure import Pressure
 
@@ -157,18 +155,6 @@ def test_a_server_that_wants_an_hour_is_not_waited_for() -> None:
         with pytest.raises(EngineFailed, match="come back in 3600 s"):
             engine.generate(many(3))
         assert time.monotonic() - began < 2
-
-
-@pytest.mark.parametrize(("said", "seconds"), [("7", 7), ("0.5", 0.5), ("", None), ("soon", None), ("-3", None)])
-def test_retry_after_is_read(said: str, seconds: float | None) -> None:
-    assert _retry_after(httpx.Response(429, headers={"retry-after": said})) == seconds
-
-
-def test_retry_after_may_be_a_date() -> None:
-    date = email.utils.formatdate(time.time() + 30, usegmt=True)
-    assert _retry_after(httpx.Response(429, headers={"retry-after": date})) == pytest.approx(30, abs=2)
-    past = email.utils.formatdate(time.time() - 30, usegmt=True)
-    assert _retry_after(httpx.Response(429, headers={"retry-after": past})) == 0.0
 
 
 def test_no_more_at_once_than_the_server_takes() -> None:
