@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from graftline.pipelines.context import WorkerContext, difference, set_threads
@@ -73,7 +73,8 @@ def _paired(
         line = known.get(prompt)
         if line is None:
             raise EngineFailed(f"the request {request.id} was not answered", where=stage.name, do="run again")
-        yield request, Answer(request.id, **{name: line[name] for name in line if name not in ("id", "prompt")})
+        said = {each.name for each in fields(Answer)} & set(line) - {"id"}  # an engine's answers may say more
+        yield request, Answer(request.id, **{name: line[name] for name in said})
 
 
 class Answering:

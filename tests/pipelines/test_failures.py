@@ -5,7 +5,15 @@ import httpx
 import pytest
 
 from graftline.pipelines.failures import ContractBroken, Failure, is_world, reason
-from graftline.stages.errors import BudgetSpent, FileMissing, GraftlineError, NoTrainedToken, RowFault, WorldError
+from graftline.stages.errors import (
+    BudgetSpent,
+    EndpointRefused,
+    FileMissing,
+    GraftlineError,
+    NoTrainedToken,
+    RowFault,
+    WorldError,
+)
 
 
 class TheirOwn(FileMissing):
@@ -43,7 +51,9 @@ def refused(status):
 
 def test_whose_fault():
     for error in (
-        WorldError("down"), BudgetSpent("spent"), MemoryError(), OSError(errno.ENOSPC, "full"), FileMissing("gone"),
+        WorldError("down"), EndpointRefused("the key is wrong"), BudgetSpent("spent"),
+        MemoryError(), OSError(errno.ENOSPC, "full"),
+        FileMissing("gone"),
         ConnectionRefusedError(), TimeoutError(), OSError(errno.EIO, "io"), httpx.ConnectTimeout("slow"), refused(401),
         refused(429), refused(503),
     ):  # fmt: skip
