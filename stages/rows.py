@@ -119,6 +119,12 @@ def group_value(value: str) -> str:
     return value.replace("%", "%25").replace("|", "%7C")
 
 
+def user_text(messages: Iterable[Mapping[str, Any]] | None) -> str:
+    """What the user says in a conversation: the user turns, a blank line between two. It is what rows are compared
+    by, so that a row is known by what was asked, whatever the system message or the answer."""
+    return "\n\n".join(turn["content"] or "" for turn in messages or () if turn["role"] == "user")
+
+
 def derived_seed(seed: int, row: str, attempt: int = 0) -> int:
     """A seed (63 bits) that depends on the stage's seed, the row's id and the attempt alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{row}/{attempt}".encode()).digest()[:8], "big") >> 1
