@@ -47,7 +47,7 @@ def others(annotation: Any, value: Any, marks: tuple[Any, ...] = ()) -> Iterator
     """Values of a field's type, other than the one it has."""
     if any(isinstance(mark, Takes) for mark in marks):
         yield stubs.AnyRows(has={stubs.COLUMN: "float64", "other": "float64", "third": "string"})
-        yield from (Another(of=kind) for kind in ("model", "adapter", "report"))
+        yield from (Another(of=kind) for kind in ("model", "adapter", "embedder", "report"))
         return
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
