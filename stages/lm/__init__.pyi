@@ -1,4 +1,5 @@
 # Written by `graftline methods --write-stubs` from the files beside it; do not edit.
 
+from graftline.stages.lm.embedder import Embedder as Embedder
 from graftline.stages.lm.engine import Engine as Engine
 from graftline.stages.lm.llm import Llm as Llm
