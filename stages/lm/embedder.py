@@ -76,7 +76,8 @@ class Embedder(Stage):
 
         folder = out / "model"
         folder.mkdir(parents=True)
-        seconds, metrics = 0.0, {}
+        seconds = 0.0
+        metrics: dict[str, Any] = {}
         if self.model == "tiny":
             tiny_embedder.write(folder)
             return {"fetch_seconds": 0.0, "parameters": 0}

@@ -79,7 +79,8 @@ class Llm(Stage):
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         folder = out / "model"
         folder.mkdir(parents=True)
-        seconds, metrics = 0.0, {}
+        seconds = 0.0
+        metrics: dict[str, Any] = {}
         if self.model == "tiny":
             tiny.write(folder)
         elif self.model == smollm2.NAME:

@@ -73,7 +73,7 @@ class KmeansQuality(Selector):
         ids, scores = table["id"].to_pylist(), table[self.by].to_pylist()
         order = {row: rank for rank, row in enumerate(self._drawn(ids, scores))}
         count = self.clusters or min(1024, math.ceil(self.budget / 4))
-        clusters = clustered(ids, table[COLUMN].to_pylist(), count, self.seed)
+        clusters = clustered(ids, table[COLUMN], count, self.seed)
         kept: set[str] = set()
         for members, share in zip(clusters, shared_out(self.budget, [len(each) for each in clusters]), strict=True):
             kept.update(sorted(members, key=order.__getitem__)[:share])
@@ -84,20 +84,20 @@ class KmeansQuality(Selector):
     def _drawn(self, ids: Sequence[str], scores: Sequence[float | None]) -> list[str]:
         """All rows in the order they are drawn: the largest sums of score and Gumbel noise first, which is drawing
         without replacement with odds exp(score)."""
-        known = [score for score in scores if score is not None and not missing(score)]
+        known = [score for score in scores if score is not None and math.isfinite(score)]
         mean, spread = (statistics.fmean(known), statistics.pstdev(known)) if known else (0.0, 0.0)
         scale = (1 if self.largest else -1) / (spread * (self.temperature or 1.0) or 1.0)
 
         def sums(row: str, score: float | None) -> float | None:
             if score is None or missing(score):
                 return None
-            uniform = (derived_seed(self.seed, row) + 0.5) / 2**63
+            uniform = ((derived_seed(self.seed, row) >> 11) + 0.5) / 2**52  # neither 0 nor 1
             return (score - mean) * scale - (math.log(-math.log(uniform)) if self.temperature else 0.0)
 
         return [ids[place] for place in ranked(ids, [sums(*each) for each in zip(ids, scores, strict=True)])]
 
 
-def clustered(ids: Sequence[str], vectors: Sequence[Sequence[float]], count: int, seed: int) -> list[list[str]]:
+def clustered(ids: Sequence[str], vectors: pa.ChunkedArray, count: int, seed: int) -> list[list[str]]:
     """The ids in k-means clusters, the smaller clusters first."""
     import numpy as np
     from sklearn.cluster import KMeans
@@ -105,7 +105,7 @@ def clustered(ids: Sequence[str], vectors: Sequence[Sequence[float]], count: int
 
     if not ids:
         return []
-    points = np.array(vectors, np.float32)
+    points = np.reshape(vectors.combine_chunks().flatten().to_numpy(), (len(ids), -1))
     count = min(count, len(np.unique(points, axis=0)))
     with threadpool_limits(1):  # the threads' partial sums are added in the order in which they finish
         labels = KMeans(count, n_init=5, max_iter=300, random_state=seed).fit(points).labels_

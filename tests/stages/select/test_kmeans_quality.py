@@ -106,6 +106,7 @@ def test_rows_without_quality_come_last_and_without_embedding_never(kept: Any) -
     assert kept(made, budget=4) == ["a00", "a03", "a04", "a05"]
     assert kept(made, budget=9) == ["a00", "a01", "a03", "a04", "a05"]
     assert kept([{**row, "ifd": NAN} for row in made], budget=2) == ["a00", "a01"]
+    assert kept([*made, {**made[4], "id": "a06", "ifd": math.inf}], budget=1) == ["a06"]
     assert kept([{**row, "embedding": None} for row in made], budget=2) == []
 
 
