@@ -41,6 +41,8 @@ class Adapter(Plug):
     """What training with it makes: an adapter on the pristine base, or a model of its own."""
     off_is_base: ClassVar[bool] = False
     """Whether the model with the adapter switched off is the pristine base."""
+    identity_at_start: ClassVar[bool] = False
+    """Whether the model with the adapter, before the first step, computes what the held base alone does."""
 
     def split(self, name: str, weight: Tensor) -> tuple[Tensor, Any]:
         """A linear layer's float weight before the base holds it, as the part to hold and what `attach` gets of it."""
@@ -150,14 +152,38 @@ class LossContext:
     training: bool
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where training starts: all that an objective's hidden row stages may depend on.
+
+    Args:
+        model: the base.
+        base: how it is held.
+        adapter: what is trainable; `seed`: of its start.
+        max_length: tokens a row may have.
+        dtype: the number format asked for (`auto`: by a probe).
+    """
+
+    model: Stage
+    base: Base
+    adapter: Adapter
+    seed: int
+    max_length: int
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
 class Objective(Plug):
     """Slot: what is the loss of a batch?"""
 
     needs: ClassVar[Columns] = {"messages": "messages"}
     """Columns of the rows it trains on."""
 
-    def prepare(self, rows: Stage, model: Stage, max_length: int) -> Stage:
-        """The hidden row stage that makes what `collate` reads: run once, cached, shared by trials."""
+    def suits(self, adapter: Adapter) -> None:
+        """Refuse (`InvalidField`), when a `Train` is built, an adapter with which it cannot work."""
+
+    def prepare(self, rows: Stage, start: Start) -> Stage:
+        """The hidden row stages that make what `collate` reads: run once, cached, shared by all trials for which they
+        are the same, so a stage should hold no more of `start` than its rows depend on."""
         raise NotImplementedError(f"{type(self).__name__}.prepare")
 
     def length(self, row: Row) -> int:
@@ -174,6 +200,9 @@ class Objective(Plug):
 
 class Optimizer(Plug):
     """Slot: how do parameters move?"""
+
+    def suits(self, adapter: Adapter) -> None:
+        """Refuse (`InvalidField`), when a `Train` is built, an adapter with which it cannot work."""
 
     def bind(self, masters: Mapping[str, Tensor], steps: int) -> Bound:
         """Its state for these fp32 parameters and so many steps in all."""

@@ -8,7 +8,7 @@ def test_what_a_slot_must_define_says_so():
     calls = [
         (Adapter(), "attach", (None, {}, 0)),
         (Adapter(), "reopen", (None, None, "float32")),
-        (Objective(), "prepare", (None, None, 1)),
+        (Objective(), "prepare", (None, None)),
         (Objective(), "collate", ([], [], [])),
         (Objective(), "loss", (None, None, None)),
         (Optimizer(), "bind", ({}, 1)),
