@@ -12,7 +12,7 @@ from pydantic import Field
 from graftline.stages.shapes import Scorer
 from graftline.stages.stage import Context, Model
 from graftline.stages.train.base.float import Float
-from graftline.stages.train.plugs import Adapter, Base
+from graftline.stages.train.plugs import Adapter, Attached, Base
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,16 +73,17 @@ class ReferenceLogprobs(Scorer):
         return 0, 0, 0  # a pass over given tokens is no request to a model
 
 
+class BaseAlone(Adapter):
+    """No adapter: the held base as it is."""
+
+    def attach(self, model: PreTrainedModel, factors: Mapping[str, Any], seed: int) -> Attached:
+        return Attached(model, {})
+
+
 @functools.lru_cache(maxsize=1)
 def _reference(
     directory: Path, dtype: str, base: Base, adapter: Adapter | None, seed: int, device: str
 ) -> PreTrainedModel:
-    from graftline.stages.lm.load import load_model
-    from graftline.stages.train.build import build, hold
+    from graftline.stages.train.build import build
 
-    if adapter is not None:
-        return build(directory, dtype, base, adapter, seed, device).model.eval()
-    model = load_model(directory, dtype)
-    hold(model, base, Adapter())
-    model.to(device)
-    return model.eval()
+    return build(directory, dtype, base, adapter or BaseAlone(), seed, device).model.eval()
