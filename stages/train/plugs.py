@@ -238,8 +238,8 @@ class Bound:
 class Sampler(Plug):
     """Slot: which rows, when?"""
 
-    def start(self, n: int, batch_size: int, seed: int) -> Drawn:
-        """The order of `n` rows in batches of `batch_size`."""
+    def start(self, n: int, batch_size: int, seed: int, total: int) -> Drawn:
+        """The order of `n` rows in batches of `batch_size`, where `total` rows are looked at in all."""
         raise NotImplementedError(f"{type(self).__name__}.start")
 
 
@@ -249,12 +249,24 @@ class Drawn:
     observes: bool = False
     """Whether it wants to see losses: the loop then gathers them from all workers."""
 
+    def peek(self, step: int) -> list[int]:
+        """Places of rows whose losses, as the model stands, it wants to know before it says this step's batch. Asked
+        again after each `keep`, until there are none."""
+        return []
+
+    def keep(self, places: Sequence[int], losses: Sequence[float]) -> None:
+        """Each peeked row's own mean loss, computed without dropout and without gradients."""
+
     def next_batch(self, step: int) -> tuple[list[int], list[float]]:
-        """Places and weights of the batch of this step."""
+        """Places and weights of the batch of this step. None where it has no more: training ends there."""
         raise NotImplementedError(f"{type(self).__name__}.next_batch")
 
     def observe(self, places: Sequence[int], losses: Sequence[float]) -> None:
         """Each row's own mean loss at the step just made, by place."""
+
+    def numbers(self) -> dict[str, float]:
+        """What is worth logging after each step."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """As JSON."""

@@ -38,7 +38,7 @@ class Train(Stage):
         optimizer: how parameters move.
         sampler: which rows a step sees.
         epochs: passes over the rows (3 = each row three times; a fraction ends early).
-        steps: optimizer steps, instead of epochs.
+        steps: optimizer steps, instead of epochs (fewer where the sampler leaves rows out).
         batch_size: rows of one optimizer step, over all workers (at most all rows).
         max_length: tokens of a row; longer ones are left out and counted, never cut.
         seed: of the adapter's start, the order and the dropout.
