@@ -8,6 +8,7 @@ from graftline.stages import Llm, Source, train
 from graftline.stages.errors import InvalidField, MissingColumn
 from graftline.stages.rows import PREFERENCE
 from graftline.stages.train import Dpo, Float, Lora
+from graftline.stages.train.build import build
 from graftline.stages.train.pairs import answer_logprobs, pack_pairs
 from graftline.stages.train.plugs import LossContext
 from graftline.stages.value_graph import inputs
@@ -256,3 +257,35 @@ def test_an_adapter_that_starts_elsewhere_still_starts_at_log_2(run, context):
 
     run(stage(adapter=Moved(rank=2), steps=1, batch_size=9, bin_tokens=128))
     assert context.values("loss")[0] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def shipped(slot):
+    """Every class of a slot that can be made of its defaults."""
+    found = []
+    for name in dir(slot):
+        kind = getattr(slot, name)
+        if isinstance(kind, type) and not any(field.is_required() for field in kind.model_fields.values()):
+            found.append(kind)
+    return found
+
+
+@pytest.mark.parametrize("adapter", shipped(train.adapter), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("base", shipped(train.base), ids=lambda kind: kind.__name__)
+def test_the_policy_starts_as_its_reference(base, adapter, context, tiny_directory, opened, preferences):
+    """Which an adapter that is no identity, but says so, would break."""
+    import peft  # noqa: F401  seconds, which are no test's own
+
+    try:
+        made = stage(base=base(), adapter=adapter(), seed=3)
+    except InvalidField:
+        return  # the two do not go together
+    (found,) = references(made)
+    context.artefacts[made.model] = opened(tiny_directory)
+    rows = found.rows.map_rows(preferences(2), context)
+    scores = found.score_rows(rows, context)
+    policy = build(tiny_directory / "model", "float32", made.base, made.adapter, made.seed, "cpu").model.eval()
+    arrays = [{name: np.array(ids) for name, ids in row.items()} for row in rows.select(list(found.needs)).to_pylist()]
+    with torch.no_grad():
+        sums, _ = answer_logprobs(policy, pack_pairs(arrays), 2)
+    for index, name in enumerate(scores):
+        assert sums[:, index].tolist() == pytest.approx(scores[name], abs=1e-4)
