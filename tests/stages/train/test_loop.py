@@ -209,6 +209,12 @@ def test_the_first_loss_is_the_pristine_bases(run, llama, rows, settings, record
     assert expected == pytest.approx(mean, rel=1e-5), "per trained token, not per row"
 
 
+def test_evaluating_changes_nothing(run, recorder):
+    often = run(recorder("often"), eval_every=1, adapter=Lora(rank=2, dropout=0.2))[0]
+    never = run(recorder("never"), held=False, adapter=Lora(rank=2, dropout=0.2))[0]
+    assert same(often, never)
+
+
 def test_without_held_out_rows_nothing_is_evaluated(run, recorder):
     reporter = recorder()
     run(reporter, held=False)

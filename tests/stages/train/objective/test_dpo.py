@@ -9,6 +9,7 @@ from graftline.stages.errors import InvalidField, MissingColumn
 from graftline.stages.rows import PREFERENCE
 from graftline.stages.train import Dpo, Float, Lora
 from graftline.stages.train.build import build
+from graftline.stages.train.packing import bins
 from graftline.stages.train.pairs import answer_logprobs, pack_pairs
 from graftline.stages.train.plugs import LossContext
 from graftline.stages.value_graph import inputs
@@ -143,6 +144,28 @@ def test_prompt_tokens_are_not_predicted(made):
     assert tensors["owner"].tolist() == [0] * 3 + [1] * 5 + [2] * 6 + [3] * 2
     assert tensors["position_ids"].tolist() == [[*range(10), *range(12), *range(10), *range(6)]]
     assert Dpo().length(made[0]) == 22 and Dpo().collate([0], made[:1], [1.0]).tokens == 22
+
+
+def test_the_head_runs_where_an_answer_is_predicted_alone(llama, made):
+    model, seen = llama(), []
+    model.lm_head.register_forward_hook(lambda module, given, out: seen.append(given[0].shape[-2]))
+    loss(model, made)
+    assert seen == [sum(chosen + rejected for _, chosen, rejected in LENGTHS)]
+
+
+@pytest.mark.parametrize("bin_tokens", [1, 40])
+def test_unequal_bins_have_the_gradient_of_the_whole_batch(llama, made, bin_tokens):
+    objective, gradients = Dpo(), []
+    for capacity in (1000, bin_tokens):
+        model = moved(llama())
+        packed = bins([objective.length(row) for row in made], capacity)
+        batches = [objective.collate(each, [made[place] for place in each], [1.0] * len(each)) for each in packed]
+        total = sum(each.weight for each in batches)
+        for batch in batches:
+            (objective.loss(model, batch, CONTEXT).loss_sum / total).backward()
+        gradients.append((model.lm_head.weight.grad, len(batches)))
+    (whole, one), (parts, several) = gradients
+    assert one == 1 and several > 1 and torch.allclose(whole, parts, atol=1e-6) and whole.abs().max() > 1e-3
 
 
 def test_weights_are_of_pairs(llama, made):
