@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,11 +44,21 @@ class BatchSource(Protocol):
     def observes(self) -> bool:
         """Whether it wants the rows' losses."""
 
+    def peek(self, step: int) -> Sequence[int]:
+        """Places of rows whose losses it wants to know before it says this step's batch, until there are none."""
+
+    def keep(self, places: Sequence[int], losses: Sequence[float]) -> None:
+        """The losses of the rows it asked for."""
+
     def next(self, step: int) -> tuple[Sequence[int], Sequence[float]]:
-        """Places and weights of the rows of this step's global batch, the same on every worker."""
+        """Places and weights of the rows of this step's global batch, the same on every worker. None where there are
+        no more."""
 
     def observe(self, places: Sequence[int], losses: Sequence[float]) -> None:
         """The losses of the rows just trained on."""
+
+    def numbers(self) -> Mapping[str, float]:
+        """What is worth logging after a step."""
 
     def published(self, step: int, attached: Attached) -> None:
         """The adapter as it stands after so many steps."""
@@ -65,7 +75,7 @@ class Settings:
     """The loop's own numbers.
 
     Args:
-        steps: optimizer steps in all.
+        steps: optimizer steps in all; fewer are made where the source runs out of rows.
         seed: of everything random.
         bin_tokens: tokens of one forward pass; a longer row has one to itself.
         eval_every: steps between two evaluations (0: at the end alone).
@@ -139,7 +149,16 @@ def train(
     saved = time.monotonic()
     for step in range(outcome.step, settings.steps):
         started = time.monotonic()
+        context = LossContext(step, settings.steps, training=True)
+        looked = False
+        while candidates := source.peek(step):
+            looked = True
+            source.keep(candidates, losses_of(model, objective, rows, candidates, settings, context, ranks))
         places, weights = source.next(step)
+        if not places:
+            if looked:
+                log(outcome.step, **source.numbers())
+            break
         mine = [*zip(places, weights, strict=True)][ranks.rank :: ranks.size]
         batches = collate(objective, rows, mine, settings)
         wish = settings.checkpoint_every is None and started - saved > CHECKPOINT_SECONDS and ranks.rank == 0
@@ -156,7 +175,6 @@ def train(
         trained = set(masters if (names := bound.before_forward(step)) is None else names)
         for name, parameter in attached.parameters.items():
             parameter.requires_grad_(name in trained)
-        context = LossContext(step, settings.steps, training=True)
         one = Step(attached, objective, masters, batches, total, context, settings, ranks)
         if bound.needs_backward:
             loss, metrics = one.backward(rows, places)
@@ -181,7 +199,7 @@ def train(
         seconds = time.monotonic() - started
         outcome.tokens += int(tokens)
         outcome.seconds += seconds
-        log(outcome.step, loss=loss, **moved, **metrics, tokens_per_second=tokens / seconds)
+        log(outcome.step, loss=loss, **moved, **metrics, **source.numbers(), tokens_per_second=tokens / seconds)
         reporter.progress(outcome.step, settings.steps, loss=loss, tokens_per_second=tokens / seconds)
         last = outcome.step == settings.steps
         if last or (settings.eval_every and outcome.step % settings.eval_every == 0):
@@ -189,6 +207,10 @@ def train(
         if last or save_now or (settings.checkpoint_every and outcome.step % settings.checkpoint_every == 0):
             reporter.save(outcome.step, checkpoint(attached, masters, bound, source, outcome))
             saved = time.monotonic()
+    if outcome.step < settings.steps:  # the source ran out of rows
+        if not any(step == outcome.step and "eval_loss" in numbers for step, numbers in outcome.history):
+            loss_on_held_out()
+        reporter.save(outcome.step, checkpoint(attached, masters, bound, source, outcome))
     return masters, outcome
 
 
@@ -296,6 +318,37 @@ def collate(
         )
         for each in packed
     ]
+
+
+def losses_of(
+    model: torch.nn.Module,
+    objective: Objective,
+    rows: PreparedRows,
+    places: Sequence[int],
+    settings: Settings,
+    context: LossContext,
+    ranks: Ranks,
+) -> list[float]:
+    """Each row's own mean loss as the model stands, without dropout and gradients, each rank taking its share.
+
+    Raises:
+        RunError: one is not finite, which no threshold would tell from an easy row.
+    """
+    mine = [(place, 1.0) for place in places][ranks.rank :: ranks.size]
+    found: dict[int, float] = {}
+    model.eval()
+    with torch.no_grad():
+        for batch in collate(objective, rows, mine, settings):
+            out = objective.loss(model, batch.to(settings.device), replace(context, training=False))
+            found.update(zip(batch.rows, out.per_row.tolist(), strict=True))
+    every = {place: loss for each in ranks.gather(found) for place, loss in each.items()}
+    if bad := [place for place in places if not math.isfinite(every[place])]:
+        raise RunError(
+            f"the loss is not finite before step {context.step + 1}",
+            where=_named(rows, bad),
+            do="lower the learning rate, or look at these rows",
+        )
+    return [every[place] for place in places]
 
 
 def evaluate(

@@ -41,6 +41,8 @@ class Adapter(Plug):
     """What training with it makes: an adapter on the pristine base, or a model of its own."""
     off_is_base: ClassVar[bool] = False
     """Whether the model with the adapter switched off is the pristine base."""
+    identity_at_start: ClassVar[bool] = False
+    """Whether the model with the adapter, before the first step, computes what the held base alone does."""
 
     def split(self, name: str, weight: Tensor) -> tuple[Tensor, Any]:
         """A linear layer's float weight before the base holds it, as the part to hold and what `attach` gets of it."""
@@ -150,14 +152,38 @@ class LossContext:
     training: bool
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where training starts: all that an objective's hidden row stages may depend on.
+
+    Args:
+        model: the base.
+        base: how it is held.
+        adapter: what is trainable; `seed`: of its start.
+        max_length: tokens a row may have.
+        dtype: the number format asked for (`auto`: by a probe).
+    """
+
+    model: Stage
+    base: Base
+    adapter: Adapter
+    seed: int
+    max_length: int
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
 class Objective(Plug):
     """Slot: what is the loss of a batch?"""
 
     needs: ClassVar[Columns] = {"messages": "messages"}
     """Columns of the rows it trains on."""
 
-    def prepare(self, rows: Stage, model: Stage, max_length: int) -> Stage:
-        """The hidden row stage that makes what `collate` reads: run once, cached, shared by trials."""
+    def suits(self, adapter: Adapter) -> None:
+        """Refuse (`InvalidField`), when a `Train` is built, an adapter with which it cannot work."""
+
+    def prepare(self, rows: Stage, start: Start) -> Stage:
+        """The hidden row stages that make what `collate` reads: run once, cached, shared by all trials for which they
+        are the same, so a stage should hold no more of `start` than its rows depend on."""
         raise NotImplementedError(f"{type(self).__name__}.prepare")
 
     def length(self, row: Row) -> int:
@@ -174,6 +200,9 @@ class Objective(Plug):
 
 class Optimizer(Plug):
     """Slot: how do parameters move?"""
+
+    def suits(self, adapter: Adapter) -> None:
+        """Refuse (`InvalidField`), when a `Train` is built, an adapter with which it cannot work."""
 
     def bind(self, masters: Mapping[str, Tensor], steps: int) -> Bound:
         """Its state for these fp32 parameters and so many steps in all."""
@@ -209,8 +238,8 @@ class Bound:
 class Sampler(Plug):
     """Slot: which rows, when?"""
 
-    def start(self, n: int, batch_size: int, seed: int) -> Drawn:
-        """The order of `n` rows in batches of `batch_size`."""
+    def start(self, n: int, batch_size: int, seed: int, total: int) -> Drawn:
+        """The order of `n` rows in batches of `batch_size`, where `total` rows are looked at in all."""
         raise NotImplementedError(f"{type(self).__name__}.start")
 
 
@@ -220,12 +249,24 @@ class Drawn:
     observes: bool = False
     """Whether it wants to see losses: the loop then gathers them from all workers."""
 
+    def peek(self, step: int) -> list[int]:
+        """Places of rows whose losses, as the model stands, it wants to know before it says this step's batch. Asked
+        again after each `keep`, until there are none."""
+        return []
+
+    def keep(self, places: Sequence[int], losses: Sequence[float]) -> None:
+        """Each peeked row's own mean loss, computed without dropout and without gradients."""
+
     def next_batch(self, step: int) -> tuple[list[int], list[float]]:
-        """Places and weights of the batch of this step."""
+        """Places and weights of the batch of this step. None where it has no more: training ends there."""
         raise NotImplementedError(f"{type(self).__name__}.next_batch")
 
     def observe(self, places: Sequence[int], losses: Sequence[float]) -> None:
         """Each row's own mean loss at the step just made, by place."""
+
+    def numbers(self) -> dict[str, float]:
+        """What is worth logging after each step."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """As JSON."""

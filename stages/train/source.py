@@ -15,7 +15,7 @@ class IndexPlan:
     Args:
         drawn: the sampler at work.
         batch_size: rows of a batch.
-        total: rows seen in all; the last batch ends there.
+        total: rows looked at in all; the last batch ends there.
     """
 
     def __init__(self, drawn: Drawn, batch_size: int, total: int) -> None:
@@ -23,11 +23,18 @@ class IndexPlan:
 
     @property
     def steps(self) -> int:
+        """How many there are, or at most: a sampler that leaves rows out makes fewer."""
         return math.ceil(self.total / self.batch_size)
 
     @property
     def observes(self) -> bool:
         return self.drawn.observes
+
+    def peek(self, step: int) -> list[int]:
+        return self.drawn.peek(step)
+
+    def keep(self, places: Sequence[int], losses: Sequence[float]) -> None:
+        self.drawn.keep(places, losses)
 
     def next(self, step: int) -> tuple[list[int], list[float]]:
         places, weights = self.drawn.next_batch(step)
@@ -36,6 +43,9 @@ class IndexPlan:
 
     def observe(self, places: Sequence[int], losses: Sequence[float]) -> None:
         self.drawn.observe(places, losses)
+
+    def numbers(self) -> dict[str, float]:
+        return self.drawn.numbers()
 
     def published(self, step: int, attached: Attached) -> None:
         """Supervised rows do not depend on the parameters."""

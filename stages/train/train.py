@@ -18,7 +18,7 @@ from graftline.stages.train.adapter.lora import Lora
 from graftline.stages.train.base.float import Float
 from graftline.stages.train.objective.sft import Sft
 from graftline.stages.train.optimizer.adamw import AdamW
-from graftline.stages.train.plugs import Adapter, Base, Objective, Optimizer, Sampler
+from graftline.stages.train.plugs import Adapter, Base, Objective, Optimizer, Sampler, Start
 from graftline.stages.train.sampler.shuffled import Shuffled
 
 WORKER_CPUS = 0.9
@@ -39,7 +39,7 @@ class Train(Stage):
         optimizer: how parameters move.
         sampler: which rows a step sees.
         epochs: passes over the rows (3 = each row three times; a fraction ends early).
-        steps: optimizer steps, instead of epochs.
+        steps: optimizer steps, instead of epochs (fewer where the sampler leaves rows out).
         batch_size: rows of one optimizer step, over all workers (at most all rows).
         max_length: tokens of a row; longer ones are left out and counted, never cut.
         seed: of the adapter's start, the order and the dropout.
@@ -97,6 +97,8 @@ class Train(Stage):
             raise HeldOutLeak(
                 "the same rows are trained on and held out", where="Train.held_out", do="use two parts of a split"
             )
+        self.objective.suits(self.adapter)
+        self.optimizer.suits(self.adapter)
         if self.workers > 1 and self.resources and self.resources.cpus == 0:
             raise InvalidField("a worker needs CPUs", where="Train.resources.cpus", do="give each worker some")
 
@@ -108,9 +110,10 @@ class Train(Stage):
         return {"rows": self.objective.needs, "held_out": self.objective.needs}
 
     def expand(self) -> Mapping[str, Stage]:
-        prepared = {"prepared": self.objective.prepare(self.rows, self.model, self.max_length)}
+        start = Start(self.model, self.base, self.adapter, self.seed, self.max_length, self.dtype)
+        prepared = {"prepared": self.objective.prepare(self.rows, start)}
         if self.held_out is not None:
-            prepared["prepared_held_out"] = self.objective.prepare(self.held_out, self.model, self.max_length)
+            prepared["prepared_held_out"] = self.objective.prepare(self.held_out, start)
         return prepared
 
     def footprint(self) -> tuple[Resources, ...]:

@@ -27,6 +27,7 @@ class Full(Adapter):
     method = "adapter.full"
     origin = "plain fine-tuning"
     makes = "model"
+    identity_at_start = True
 
     def attach(self, model: PreTrainedModel, factors: Mapping[str, Any], seed: int) -> Attached:
         model.requires_grad_(True)

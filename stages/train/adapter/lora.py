@@ -43,6 +43,7 @@ class Lora(Adapter):
         Paper("LoRA vs Full Fine-tuning: An Illusion of Equivalence"),
     )
     off_is_base = True
+    identity_at_start = True
 
     rank: Annotated[int, Field(ge=1)] = 8
     alpha: Annotated[float, Field(gt=0)] | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from graftline.stages.stage import Stage
-from graftline.stages.train.plugs import Batch, LossContext, LossOut, Objective, Row
+from graftline.stages.train.plugs import Batch, LossContext, LossOut, Objective, Row, Start
 from graftline.stages.train.tokenised import Tokenised
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class Sft(Objective):
 
     prompt_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
 
-    def prepare(self, rows: Stage, model: Stage, max_length: int) -> Stage:
-        return Tokenised(rows=rows, model=model, max_length=max_length)
+    def prepare(self, rows: Stage, start: Start) -> Stage:
+        return Tokenised(rows=rows, model=start.model, max_length=start.max_length)
 
     def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
         import numpy as np

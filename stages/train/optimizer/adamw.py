@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from graftline.stages.train.plugs import Bound, Optimizer
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -45,6 +46,10 @@ class AdamW(Optimizer):
     def bind(self, masters: Mapping[str, Tensor], steps: int) -> Bound:
         return BoundAdamW(self, masters, steps)
 
+    def scale(self, name: str) -> float:
+        """A parameter's learning rate, as a multiple of the others'."""
+        return 1.0
+
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step (0 to steps-1): the first is above 0, the last one's successor would be 0."""
         warm = math.ceil(self.warmup * steps)
@@ -64,25 +69,28 @@ class BoundAdamW(Bound):
     """torch's AdamW on named parameters."""
 
     def __init__(self, plug: AdamW, masters: Mapping[str, Tensor], steps: int) -> None:
-        import torch
-
         self.plug, self.steps = plug, steps
         self.masters = dict(masters)
-        decayed = [each for name, each in self.masters.items() if decays(name, each)]
-        spared = [each for name, each in self.masters.items() if not decays(name, each)]
-        groups = [
-            {"params": each, "weight_decay": decay}
-            for each, decay in ((decayed, plug.weight_decay), (spared, 0.0))
-            if each
-        ]
-        self.adamw = torch.optim.AdamW(groups, lr=plug.lr, betas=plug.betas, eps=plug.eps)
+        groups: dict[tuple[float, float], list[Tensor]] = {}
+        for name, each in self.masters.items():
+            decay = plug.weight_decay if decays(name, each) else 0.0
+            groups.setdefault((decay, plug.scale(name)), []).append(each)
+        self.adamw = self.made(
+            [{"params": each, "weight_decay": decay, "scale": scale} for (decay, scale), each in groups.items()]
+        )
+
+    def made(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The library's optimizer of these groups."""
+        import torch
+
+        return torch.optim.AdamW(groups, lr=self.plug.lr, betas=self.plug.betas, eps=self.plug.eps)
 
     def step(self, step: int, loss: Callable[[], float]) -> dict[str, float]:
         import torch
 
         lr = self.plug.rate(step, self.steps)
         for group in self.adamw.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
         limit = math.inf if self.plug.clip is None else self.plug.clip
         norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), limit)
         self.adamw.step()

@@ -15,7 +15,7 @@ class Shuffled(Sampler):
     method = "sampler.shuffled"
     origin = "random reshuffling, as in every stochastic gradient method"
 
-    def start(self, n: int, batch_size: int, seed: int) -> Permuted:
+    def start(self, n: int, batch_size: int, seed: int, total: int = 0) -> Permuted:
         return Permuted(n, batch_size, seed)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from graftline.stages.artefact import Artefact
-from graftline.stages.rows import FIXED, schema
+from graftline.stages.rows import FIXED, PREFERENCE, schema
 from graftline.stages.stage import Resources, Stage
 from graftline.stages.train.loop import Settings
 from graftline.stages.train.prepared import PreparedRows
@@ -214,3 +214,19 @@ def _messages(count: int, start: int = 0) -> pa.Table:
             | {"answer": answer, "gen": gen}
         )
     return pa.Table.from_pylist(made, schema=schema(FIXED))
+
+
+@pytest.fixture
+def preferences() -> Callable[..., pa.Table]:
+    """Makes preference rows: short questions, a chosen answer and a longer rejected one."""
+    return _preferences
+
+
+def _preferences(count: int, start: int = 0) -> pa.Table:
+    made = []
+    for index in range(start, start + count):
+        given = {"id": f"p{index:03d}", "parents": [], "group": f"p{index:03d}", "source": "test"}
+        given["gen"] = {"stage": "", "model": "", "round": 0, "seed": 0}
+        given["prompt"] = [{"role": "user", "content": f"{SENTENCES[index % 5]} {index}"}]
+        made.append(given | {"chosen": ("water", "card", "signal")[index % 3], "rejected": "no idea at all"})
+    return pa.Table.from_pylist(made, schema=schema(PREFERENCE))

@@ -1,5 +1,6 @@
 """The loop on a tiny Llama in fp32, without Ray."""
 
+import json
 import math
 import threading
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from graftline.stages.errors import RunError, StoreFailed
-from graftline.stages.train import AdamW, Lora, Sft, Shuffled
+from graftline.stages.train import AdamW, Lora, LossFilter, Sft, Shuffled
 from graftline.stages.train.collectives import Alone
 from graftline.stages.train.loop import (
     average_gradients,
@@ -152,6 +153,34 @@ def test_three_ranks_train_as_one(run, recorder, llama, batch_size):
         assert mine.tokens == outcome.tokens
 
 
+def test_three_ranks_look_at_rows_as_one_and_end_together(run, recorder, llama):
+    def filtered():
+        return IndexPlan(LossFilter(warmup=0.3).start(len(LENGTHS), 4, 0, 48), 4, 48)
+
+    alone, outcome, _ = run(recorder("one"), source=filtered(), steps=12)
+    threads, results = Threads(3), {}
+    attached = [Lora(rank=2).attach(llama(), {}, 0) for _ in range(3)]
+
+    def work(rank):
+        source = filtered()
+        made = run(
+            recorder(f"rank{rank}"), ranks=threads.rank_of(rank), attached=attached[rank], source=source, steps=12
+        )
+        results[rank] = (*made, source.drawn)
+
+    running = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for each in running:
+        each.start()
+    for each in running:
+        each.join()
+    assert sorted(results) == [0, 1, 2] and outcome.step < 12
+    assert len({json.dumps(drawn.state()) for *_, drawn in results.values()}) == 1, "every rank keeps the same rows"
+    for masters, mine, _, _ in results.values():
+        assert close(masters, alone, atol=1e-5) and mine.step == outcome.step
+        assert mine.values("rows_skipped") == outcome.values("rows_skipped")
+        assert mine.values("rows_skipped")[-1] > 0 and mine.values("rows_seen")[-1] == 48
+
+
 # --- what is logged ---------------------------------------------------------------------------------------------
 
 
@@ -178,6 +207,12 @@ def test_the_first_loss_is_the_pristine_bases(run, llama, rows, settings, record
     sums = [Sft().loss(llama(), each, LossContext(0, 1, False)) for each in apart]
     mean = sum(each.loss_sum.item() for each in sums) / sum(each.weight for each in sums)
     assert expected == pytest.approx(mean, rel=1e-5), "per trained token, not per row"
+
+
+def test_evaluating_changes_nothing(run, recorder):
+    often = run(recorder("often"), eval_every=1, adapter=Lora(rank=2, dropout=0.2))[0]
+    never = run(recorder("never"), held=False, adapter=Lora(rank=2, dropout=0.2))[0]
+    assert same(often, never)
 
 
 def test_without_held_out_rows_nothing_is_evaluated(run, recorder):

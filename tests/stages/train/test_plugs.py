@@ -8,11 +8,11 @@ def test_what_a_slot_must_define_says_so():
     calls = [
         (Adapter(), "attach", (None, {}, 0)),
         (Adapter(), "reopen", (None, None, "float32")),
-        (Objective(), "prepare", (None, None, 1)),
+        (Objective(), "prepare", (None, None)),
         (Objective(), "collate", ([], [], [])),
         (Objective(), "loss", (None, None, None)),
         (Optimizer(), "bind", ({}, 1)),
-        (Sampler(), "start", (1, 1, 0)),
+        (Sampler(), "start", (1, 1, 0, 1)),
     ]
     for plug, name, given in calls:
         with pytest.raises(NotImplementedError, match=rf"{type(plug).__name__}\.{name}"):
@@ -26,7 +26,7 @@ def test_what_it_need_not_define_changes_nothing():
     assert list(attached.parameters) == ["a", "b"], "the same order on every worker"
     assert attached.extra_loss() is None and attached.state() == {}
     assert Bound().needs_backward and Bound().before_forward(0) is None
-    assert not Drawn().observes and Drawn().state() == {}
+    assert not Drawn().observes and Drawn().state() == Drawn().numbers() == {} and Drawn().peek(0) == []
     assert Objective().length({"input_ids": [1, 2, 3]}) == 3
 
 

@@ -39,3 +39,23 @@ def test_it_passes_losses_and_state_on():
     assert plan.observes and watching.seen == {0: 0.5, 1: 0.25} and plan.state() == {"seen": 2}
     plan.load({"seen": 3})
     assert len(watching.seen) == 3
+
+
+def test_it_passes_on_what_a_sampler_peeks_at():
+    class Peeking:
+        def __init__(self):
+            self.kept = []
+
+        def peek(self, step):
+            return [step] if not self.kept else []
+
+        def keep(self, places, losses):
+            self.kept.append((places, losses))
+
+        def numbers(self):
+            return {"kept": float(len(self.kept))}
+
+    plan = IndexPlan(Peeking(), 2, 4)
+    assert plan.peek(3) == [3]
+    plan.keep([3], [0.5])
+    assert plan.peek(3) == [] and plan.drawn.kept == [([3], [0.5])] and plan.numbers() == {"kept": 1.0}

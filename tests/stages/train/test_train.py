@@ -187,6 +187,22 @@ def test_killed_and_run_again_it_ends_with_the_same_digest(run, context, tmp_pat
     assert resumed["adapter_digest"] == straight["adapter_digest"] and resumed["train_loss"] == straight["train_loss"]
 
 
+BASES = [kind for name in dir(train.base) if isinstance(kind := getattr(train.base, name), type)]
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda kind: kind.__name__)
+def test_looking_at_rows_drops_no_gradient(run, context, base):
+    """A forward pass in evaluation mode repacks bitsandbytes' 4-bit weights on some processors, and what is trained
+    after it has no gradient through them."""
+    digests = []
+    for name, fields in (("never", {}), ("often", {"held_out": HELD, "eval_every": 1})):
+        context.scratch = context.scratch.parent / name
+        context.scratch.mkdir()
+        made = stage(base=base(), optimizer=train.AdamW(lr=0.01), **fields, **QUICK | {"epochs": 1.0})
+        digests.append(run(made, name)[1]["adapter_digest"])
+    assert digests[0] == digests[1]
+
+
 def test_epochs_count_rows_and_steps_replace_them(run, context):
     assert run(stage(**QUICK | {"epochs": 0.5}), "half")[1]["steps"] == 2
     context.scratch = context.scratch / "other"

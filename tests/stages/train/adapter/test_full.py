@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from graftline.stages.train import Full
+from graftline.stages.train import Full, Hft
 
 IDS = torch.randint(3, 64, (1, 12), generator=torch.Generator().manual_seed(1))
 
@@ -37,3 +38,22 @@ def test_the_export_is_the_trained_model_with_the_bases_tokenizer(tiny_directory
     for path in folder.glob("*.json"):
         assert str(source) not in path.read_text(encoding="utf-8"), path
     assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt")]
+
+
+@pytest.mark.parametrize("adapter", [Full(), Hft()], ids=lambda plug: type(plug).__name__)
+def test_a_tied_head_stays_tied(llama, tmp_path, adapter):
+    """A head that is trained and saved apart from the embeddings is lost when the model is opened again."""
+    model = llama()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    source = tmp_path / "source"
+    source.mkdir()
+    made = adapter.attach(model, {}, 0)
+    assert "lm_head.weight" not in made.parameters and "model.embed_tokens.weight" in made.parameters
+    with torch.no_grad():
+        for each in made.parameters.values():
+            each.mul_(1.01)
+    made.export(tmp_path, made.parameters, source, "tied")
+    opened = adapter.reopen(tmp_path / "model", source, "float32")
+    assert opened.lm_head.weight is opened.model.embed_tokens.weight
+    assert torch.equal(logits(opened), logits(made.model))
