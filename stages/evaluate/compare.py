@@ -17,7 +17,8 @@ from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
 from graftline.stages.evaluate.requirement import Requirement
 from graftline.stages.evaluate.table import confusion, examples_of, faults, flat, shown
 from graftline.stages.lineage import TRAINED_ON, refuse_leak
-from graftline.stages.lm.reference import refuse_other_bases
+from graftline.stages.lm.held import NONE, held_of
+from graftline.stages.lm.reference import base_of, refuse_other_bases
 from graftline.stages.rows import derived_seed
 from graftline.stages.stage import Adapter, Context, Model, Rows, Stage
 
@@ -39,8 +40,9 @@ class Compare(Stage):
     """Puts the base model, its adapters and other models side by side on the same held-out rows.
 
     Base and adapters answer through one engine, so that nothing but the adapter differs; "base" is the model without
-    any adapter. Intervals (95 %) count the rows of a group as one draw. Rows that a column was trained on, or that
-    descend from them, are refused. The report has the values, the gains over the base, samples, a confusion table and
+    any adapter. An adapter that belongs on a quantised base answers on one; the report says so (`held`). Intervals
+    (95 %) count the rows of a group as one draw. Rows that a column was trained on, or that descend from them, are
+    refused. The report has the values, the gains over the base, samples, a confusion table and
     the digests; its metrics are `exact_match/base`, `exact_match/<name>` for each column, and `exact_match` (the last
     column's).
 
@@ -148,7 +150,9 @@ class Compare(Stage):
             context.progress(min(done, total), total)
 
         base_digest = ""
-        for column, engine, adapter in self._engines(context):
+        held = {name: held_of(made.directory("adapter")) for name, made in inputs.get("adapters", {}).items()}
+        held[BASE] = held_of(inputs["model"].directory("adapter")) if self.model.kind == "adapter" else NONE
+        for column, engine, adapter in self._engines(context, held):
             base_digest = base_digest or engine.digest
             for metric in self.metrics:
                 asked = Asked(engine, adapter, labels[metric.figure], longest, tick)
@@ -164,6 +168,7 @@ class Compare(Stage):
             "decoding": decoding,
             "seed": self.seed,
             "base_digest": base_digest,
+            "held": {**dict.fromkeys(self.columns_shown, NONE), **held},
             "adapter_digests": {name: inputs["adapters"][name].digest for name in sorted(self.adapters)},
             "model_digests": {name: inputs["models"][name].digest for name in sorted(self.models)},
         }
@@ -216,12 +221,20 @@ class Compare(Stage):
             else {},
         }
 
-    def _engines(self, context: Context) -> Iterator[tuple[str, Engine, str | None]]:
-        """Each column with its engine and the adapter's name on it."""
-        with context.engine(self.model, self.adapters) as engine:
-            yield BASE, engine, "adapter" if self.model.kind == "adapter" else None
-            for name in sorted(self.adapters):
-                yield name, engine, name
+    def _engines(self, context: Context, held: Mapping[str, str]) -> Iterator[tuple[str, Engine, str | None]]:
+        """Each column with its engine and the adapter's name on it.
+
+        Args:
+            held: how the base of each adapter, and of the base's own column, is held.
+        """
+        for how in sorted(set(held.values()), key=lambda how: (how != held[BASE], how)):
+            alike = {name: self.adapters[name] for name in sorted(self.adapters) if held[name] == how}
+            model = self.model if how == held[BASE] else base_of(self.model)
+            with context.engine(model, alike) as engine:
+                if how == held[BASE]:
+                    yield BASE, engine, "adapter" if self.model.kind == "adapter" else None
+                for name in alike:
+                    yield name, engine, name
         for name in sorted(self.models):
             with context.engine(self.models[name]) as engine:
                 yield name, engine, "adapter" if self.models[name].kind == "adapter" else None

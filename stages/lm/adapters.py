@@ -19,6 +19,7 @@ from torch import nn
 
 from graftline.kernels.grouped_lora import BASE, Factors, Segment, grouped_lora, segment
 from graftline.stages.errors import AdapterMismatch, FileMissing
+from graftline.stages.lm.held import held_of
 from graftline.stages.lm.load import refuse_other_base
 
 if TYPE_CHECKING:
@@ -76,10 +77,11 @@ class AdapterSet:
     Args:
         model: the base; its linear layers are wrapped in place.
         digest: of the base's tensors; an adapter recorded for others is refused.
+        held: how the base is held; an adapter that belongs on one held otherwise is refused (None: any is taken).
     """
 
-    def __init__(self, model: nn.Module, digest: str) -> None:
-        self.model, self.digest = model, digest
+    def __init__(self, model: nn.Module, digest: str, held: str | None = None) -> None:
+        self.model, self.digest, self.held = model, digest, held
         self.routing = Routing()
         self.names: dict[str, int] = {}
         self._layers: dict[str, GroupedLora] = {}
@@ -94,6 +96,12 @@ class AdapterSet:
             FileMissing: the directory is no PEFT directory.
             AdapterMismatch: it was made for another base, or holds what this layer cannot apply.
         """
+        if self.held not in (None, held := held_of(Path(directory))):
+            raise AdapterMismatch(
+                f"belongs on a base held as {held}, this one is held as {self.held}",
+                where=str(directory),
+                do="open an engine for it alone",
+            )
         factors = read(Path(directory), self.model, self.digest)
         with self._lock:
             slot, self._next = self._next, self._next + 1
@@ -170,6 +178,7 @@ def read(directory: Path, model: nn.Module, digest: str) -> dict[str, Factors]:
     if not pairs:
         raise AdapterMismatch("holds no LoRA factors", where=where, do="train it again")
     head = getattr(model, "get_output_embeddings", lambda: None)()
+    dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
     factors = {}
     for path, pair in pairs.items():
         linear = _linear(model, path)
@@ -179,13 +188,13 @@ def read(directory: Path, model: nn.Module, digest: str) -> dict[str, Factors]:
                 where=where,
                 do="use the base it was trained on, and target the linear layers of its blocks",
             )
-        weight = linear.weight
+        shape = (linear.out_features, linear.in_features)  # a quantised weight's own is that of its packed bytes
         a, b = pair.get("A"), pair.get("B")
-        if a is None or b is None or (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
+        if a is None or b is None or (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
             shapes = [tuple(each.shape) for each in (a, b) if each is not None]
-            what = f"{path} is {tuple(weight.shape)} here, its factors are {shapes}"
+            what = f"{path} is {shape} here, its factors are {shapes}"
             raise AdapterMismatch(what, where=where, do="use the base it was trained on")
-        a, b = (each.to(weight.device, weight.dtype).contiguous() for each in (a, b))
+        a, b = (each.to(linear.weight.device, dtype).contiguous() for each in (a, b))
         factors[path] = Factors(a, b, _scale(config, path, a.shape[0]))
     return factors
 

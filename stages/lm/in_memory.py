@@ -15,7 +15,8 @@ from graftline.stages.lm.adapters import AdapterSet
 from graftline.stages.lm.chat import render
 from graftline.stages.lm.drawing import Turn
 from graftline.stages.lm.engine import Request, Sampling
-from graftline.stages.lm.load import load_model, load_tokenizer, model_digest
+from graftline.stages.lm.held import held_by_all, held_of, load_held
+from graftline.stages.lm.load import load_tokenizer, model_digest
 
 
 class Loaded:
@@ -26,22 +27,30 @@ class Loaded:
         directory: its Hugging Face directory.
         dtype: `float32` or `bfloat16`.
         adapters: name → PEFT directory, loaded from the start.
+        held: how the base is held, whatever the adapters say (None: as all of them say).
+
+    Raises:
+        AdapterMismatch: the adapters belong on bases held differently.
     """
 
-    def __init__(self, name: str, directory: Path, dtype: str, adapters: Mapping[str, Path]) -> None:
+    def __init__(
+        self, name: str, directory: Path, dtype: str, adapters: Mapping[str, Path], held: str | None = None
+    ) -> None:
         self.name, self.dtype = name, dtype
         self.digest = model_digest(directory)
         self.tokenizer = load_tokenizer(directory)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Not frozen, though nothing is trained: torch 2.13 multiplies a sliced hidden state by a weight that needs no
         # gradient as a batched product, copying the head once a row (1.6 GB for 28 rows; generation at half speed).
-        self.model: Any = load_model(directory, dtype).to(self.device)
+        said = {adapter: held_of(place) for adapter, place in adapters.items()}
+        self.held = held_by_all(said, where=name) if held is None else held
+        self.model: Any = load_held(directory, dtype, self.held).to(self.device)
         self.why = f"computed in {dtype} on {self.device.type}: rounding may depend on who shares a batch"
         self.ends = _ends(self.model, self.tokenizer, name)
         # Requests say how their answers are drawn. What else a model's directory asks for (a repetition penalty, say)
         # transformers would apply in `generate` and leave out of continuous batching.
         self.model.generation_config = GenerationConfig(eos_token_id=list(self.ends), pad_token_id=self.ends[0])
-        self.adapters = AdapterSet(self.model, self.digest)
+        self.adapters = AdapterSet(self.model, self.digest, self.held if held is None else None)
         for adapter, place in sorted(adapters.items()):
             self.adapters.load(adapter, place)
 

@@ -34,7 +34,7 @@ def load_model(directory: Path, dtype: str | torch.dtype) -> PreTrainedModel:
 
     Args:
         directory: with `config.json` and safetensors; nothing is fetched, and pickled weights are refused.
-        dtype: `float32` or `bfloat16`.
+        dtype: `float32` or `bfloat16`; `auto`: as the directory says.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -42,7 +42,7 @@ def load_model(directory: Path, dtype: str | torch.dtype) -> PreTrainedModel:
     with _loading(directory), quietly():
         model = AutoModelForCausalLM.from_pretrained(
             directory,
-            dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+            dtype=getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,

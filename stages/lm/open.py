@@ -20,6 +20,7 @@ def open_engine(
     adapters: Mapping[str, Path] | None = None,
     *,
     threads: int | None = None,
+    held: str | None = None,
 ) -> Engine:
     """The engine of a model; close it, or use it as a context manager.
 
@@ -30,6 +31,7 @@ def open_engine(
         directory: its Hugging Face directory (the `model/` of its artefact); None for `scripted` and servers alone.
         adapters: name → PEFT directory, loaded from the start.
         threads: of torch, for the whole process (None: as they are).
+        held: how the base is held (`none`, `nf4`), whatever the adapters say (None: as all of them say).
 
     Raises:
         WrongKind: the stage is no language model.
@@ -57,7 +59,8 @@ def open_engine(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = Loaded(llm.model, Path(directory), probe_dtype() if llm.dtype == "auto" else llm.dtype, adapters or {})
+    dtype = probe_dtype() if llm.dtype == "auto" else llm.dtype
+    loaded = Loaded(llm.model, Path(directory), dtype, adapters or {}, held)
     if llm.engine == "local":
         from graftline.stages.lm.local import LocalEngine, unusable
 

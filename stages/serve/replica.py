@@ -22,7 +22,8 @@ class EngineReplica:
     """A deployment that owns one engine.
 
     Args:
-        model: `uri` and `digest` of the model's artefact, and `llm`, the fields of its specification.
+        model: `uri` and `digest` of the model's artefact, `llm`, the fields of its specification, and `held`, how its
+            weights are held (absent: as the adapters say).
         adapters: name → `uri` and `digest` of an adapter's artefact.
         threads: of torch.
         concurrency: answers in the making at once.
@@ -40,7 +41,8 @@ class EngineReplica:
 
         llm = Llm(**model["llm"])
         places = {name: local(adapter["uri"], adapter["digest"], "adapter") for name, adapter in adapters.items()}
-        self.engine = open_engine(llm, local(model["uri"], model["digest"], "model"), places, threads=threads)
+        directory = local(model["uri"], model["digest"], "model")
+        self.engine = open_engine(llm, directory, places, threads=threads, held=model.get("held"))
         self.pool = ThreadPoolExecutor(concurrency, thread_name_prefix="answer")
         self.failures = 0
 

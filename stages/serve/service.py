@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from graftline.stages.rows import digest
 from graftline.stages.serve.belonging import refuse_mismatches
 from graftline.stages.serve.place import BASE, IMPORT_PATH
 from graftline.stages.serve.probing import exchanges
-from graftline.stages.specification import Execution
+from graftline.stages.specification import Added, Execution
 from graftline.stages.stage import Adapter, Context, Model, Resources, Stage
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Service(Stage):
         probe: user messages sent to every id, greedily.
         system: the system message of the probes (None: none).
         max_new_tokens: of a probe's answer.
+        held: how the adapters' base is held (None: as they were trained, and adapters that differ are refused). `none`
+            puts all on the float base; the service's metrics then have each one's `loss_on_float_base`.
         route: the route prefix (None: from the label, else from the stage's key).
         port: of HTTP (None: a running Serve's, else a free one).
         concurrency: answers an engine makes at once.
@@ -69,6 +71,7 @@ class Service(Stage):
     probe: Annotated[tuple[str, ...], Field(min_length=1)] = ("Hello!",)
     system: str | None = None
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
+    held: Annotated[Literal["none"] | None, Added] = None
     route: Annotated[str | None, Execution] = None
     port: Annotated[int | None, Field(ge=1, le=65535), Execution] = None
     concurrency: Annotated[int, Field(ge=1), Execution] = 16
@@ -118,9 +121,13 @@ class Service(Stage):
             raise PortInUse(f"port {self.port} is taken", where="Service.port", do="leave it unset, or choose another")
 
     def config(
-        self, model: Artefact, adapters: Mapping[str, Artefact], models: Mapping[str, Artefact]
+        self,
+        model: Artefact,
+        adapters: Mapping[str, Artefact],
+        models: Mapping[str, Artefact],
+        held: str = "none",
     ) -> dict[str, Any]:
-        """The contents of `serve.yaml`."""
+        """The contents of `serve.yaml`; `held`: how the adapters' base is held."""
         own = self.resources or Resources()
 
         def entry(stage: Stage, made: Artefact) -> dict[str, Any]:
@@ -133,7 +140,7 @@ class Service(Stage):
             return {**entry(stage, made), "llm": {"model": llm.model, "engine": llm.engine, "dtype": llm.dtype}}
 
         args = {
-            "base": with_llm(self.model, model),
+            "base": {**with_llm(self.model, model), "held": held},
             "adapters": {id: entry(self.adapters[id], adapters[id]) for id in sorted(self.adapters)},
             "models": {id: with_llm(self.models[id], models[id]) for id in sorted(self.models)},
             "cpus": self._cpus,
@@ -161,8 +168,8 @@ class Service(Stage):
         for requirement in self.requires:
             requirement.hold(context.opened(requirement.figure.report))
         adapters = inputs.get("adapters", {})
-        refuse_mismatches(inputs["model"], adapters, where=f"{self.name}.adapters")
-        config = self.config(inputs["model"], adapters, inputs.get("models", {}))
+        held = refuse_mismatches(inputs["model"], adapters, where=f"{self.name}.adapters", held=self.held)
+        config = self.config(inputs["model"], adapters, inputs.get("models", {}), held)
         (out / "serve.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         args = config["applications"][0]["args"]
         requests = self._requests([served.id for served in offered(args)])
@@ -175,11 +182,18 @@ class Service(Stage):
                 context.progress(len(transcript), len(requests), seconds=exchange["seconds"])
         (out / "transcript.json").write_text(json.dumps(transcript, indent=1, ensure_ascii=False), encoding="utf-8")
         statuses = [exchange["status"] for exchange in transcript]
+        moved = {id: made.metrics["loss_on_float_base"] for id, made in adapters.items() if self._moves(made)}
         return {
             "http_ok": int(all(status == 200 for status in statuses)),
             "probes": len(requests),
-            "_digest": digest([[[served.id, served.digest] for served in offered(args)], requests, statuses]),
+            "held": held,
+            **{f"loss_on_float_base/{id}": loss for id, loss in sorted(moved.items())},
+            "_digest": digest([[[served.id, served.digest] for served in offered(args)], held, requests, statuses]),
         }
+
+    def _moves(self, adapter: Artefact) -> bool:
+        """Whether an adapter is served on a base held otherwise than its own: then its training measured that, too."""
+        return self.held is not None and "loss_on_float_base" in adapter.metrics
 
     def _requests(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Each probe to each id, as a chat completion's request."""

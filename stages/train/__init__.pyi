@@ -8,7 +8,9 @@ from graftline.stages.train import sampler as sampler
 from graftline.stages.train.adapter.full import Full as Full
 from graftline.stages.train.adapter.hft import Hft as Hft
 from graftline.stages.train.adapter.lora import Lora as Lora
+from graftline.stages.train.adapter.pissa import Pissa as Pissa
 from graftline.stages.train.base.float import Float as Float
+from graftline.stages.train.base.nf4 import Nf4 as Nf4
 from graftline.stages.train.objective.dpo import Dpo as Dpo
 from graftline.stages.train.objective.sft import Sft as Sft
 from graftline.stages.train.optimizer.adamw import AdamW as AdamW

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 def build(directory: Path, dtype: str, base: Base, adapter: Adapter, seed: int, device: str) -> Attached:
     """Load the base, let the adapter take its part of each linear layer, the base hold the rest, and attach."""
+    from graftline.stages.lm.held import compute_in
     from graftline.stages.lm.load import load_model
 
-    model = load_model(directory, dtype)
+    # What is quantised is quantised from the weights as they are stored, so that its bytes depend on no run's dtype.
+    model = load_model(directory, dtype if base.held == "none" else "auto")
     factors = hold(model, base, adapter)
+    if base.held != "none":
+        compute_in(model, dtype)
     attached = adapter.attach(model, factors, derived_seed(seed, "adapter"))
     attached.model.to(device)
     return attached
@@ -30,17 +34,15 @@ def hold(model: PreTrainedModel, base: Base, adapter: Adapter) -> dict[str, Any]
     a quantised weight."""
     import torch
 
-    head = model.get_output_embeddings()
+    from graftline.stages.lm.held import linear_layers, put
+
     factors: dict[str, Any] = {}
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, torch.nn.Linear) or module is head:
-            continue
-        weight, split_off = adapter.split(name, module.weight.detach())
+    for name, layer in linear_layers(model):
+        weight, split_off = adapter.split(name, layer.weight.detach())
         if split_off is not None:
             factors[name] = split_off
-            module.weight = torch.nn.Parameter(weight, requires_grad=False)
+            layer.weight = torch.nn.Parameter(weight, requires_grad=False)
         held = base.hold(name, weight)
         if held is not None:
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, held)
+            put(model, name, held, layer)
     return factors

@@ -26,11 +26,14 @@ Row = Mapping[str, Any]
 class Base(Plug):
     """Slot: how is a frozen weight held?"""
 
-    held: ClassVar[str] = "none"
-    """What an adapter's manifest says of its base: `none` = as it was loaded."""
+    @property
+    def held(self) -> str:
+        """What an adapter's card says of its base: `none` = as it was loaded. `lm.held` rebuilds a base by it."""
+        return "none"
 
     def hold(self, name: str, weight: Tensor) -> nn.Module | None:
-        """The module that stands for a frozen linear layer with this weight (None: a plain one)."""
+        """The module that stands for a frozen linear layer with this weight, in the dtype it is stored in (None: a
+        plain one); it computes in the dtype of its input, and the layer's bias is put on it."""
         return None
 
 
@@ -52,13 +55,18 @@ class Adapter(Plug):
         """Freeze the model and make its trainable parameters, the same ones for the same seed."""
         raise NotImplementedError(f"{type(self).__name__}.attach")
 
-    def reopen(self, exported: Path, base: Path, dtype: str) -> PreTrainedModel:
+    def valid_on(self, base: Base) -> str:
+        """How the pristine base is held that the export belongs on, where training held it as `base` does."""
+        return base.held
+
+    def reopen(self, exported: Path, base: Path, dtype: str, held: str = "none") -> PreTrainedModel:
         """What was exported, on the pristine base, as a server would load it.
 
         Args:
             exported: the artefact's folder (`adapter/` or `model/`).
             base: the base's Hugging Face directory.
             dtype: `float32` or `bfloat16`.
+            held: how the base is held.
         """
         raise NotImplementedError(f"{type(self).__name__}.reopen")
 

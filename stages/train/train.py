@@ -99,6 +99,12 @@ class Train(Stage):
             )
         self.objective.suits(self.adapter)
         self.optimizer.suits(self.adapter)
+        if self.kind == "model" and self.base.held != "none":
+            raise InvalidField(
+                f"{self.adapter!r} trains the base's own weights, and quantised ones have no gradient",
+                where="Train.base",
+                do="use base=train.Float(), or an adapter such as train.Lora()",
+            )
         if self.workers > 1 and self.resources and self.resources.cpus == 0:
             raise InvalidField("a worker needs CPUs", where="Train.resources.cpus", do="give each worker some")
 

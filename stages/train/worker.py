@@ -96,9 +96,16 @@ def work(
         "rows": len(prepared),
     }
     del attached, masters  # so that two models are in memory, never three
-    served: Any = stage.adapter.reopen(folder, directory, job.dtype)
-    as_served = _loss(job, served.to(job.device).eval(), probe, settings)
-    return {**metrics, **digests, "loss_as_trained": as_trained, "loss_as_served": as_served}
+
+    def served(held: str) -> float:
+        model: Any = stage.adapter.reopen(folder, directory, job.dtype, held)
+        return _loss(job, model.to(job.device).eval(), probe, settings)
+
+    held_as = stage.adapter.valid_on(stage.base)
+    measured = {"loss_as_trained": as_trained, "loss_as_served": served(held_as)}
+    if held_as != "none":  # what a service gives that puts all its adapters on one float base
+        measured["loss_on_float_base"] = served("none")
+    return {**metrics, **digests, **measured}
 
 
 def _describe(job: Job, folder: Path, directory: Path, about: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +113,8 @@ def _describe(job: Job, folder: Path, directory: Path, about: dict[str, Any]) ->
     from graftline.stages.lm.load import model_digest
 
     weights = model_digest(directory)
-    base = {"name": job.base, "weights_digest": weights, "held": job.stage.base.held}
+    base = {"name": job.base, "weights_digest": weights, "held": job.stage.adapter.valid_on(job.stage.base)}
+    about["held_in_training"] = job.stage.base.held
     if job.stage.adapter.makes == "model":
         write_card(folder, base, about)
         return {"weights_digest": model_digest(folder)}

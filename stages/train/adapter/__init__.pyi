@@ -3,3 +3,4 @@
 from graftline.stages.train.adapter.full import Full as Full
 from graftline.stages.train.adapter.hft import Hft as Hft
 from graftline.stages.train.adapter.lora import Lora as Lora
+from graftline.stages.train.adapter.pissa import Pissa as Pissa

@@ -33,7 +33,7 @@ class Full(Adapter):
         model.requires_grad_(True)
         return AttachedFull(model, dict(model.named_parameters()))
 
-    def reopen(self, exported: Path, base: Path, dtype: str) -> PreTrainedModel:
+    def reopen(self, exported: Path, base: Path, dtype: str, held: str = "none") -> PreTrainedModel:
         from graftline.stages.lm.load import load_model
 
         return load_model(exported, dtype)

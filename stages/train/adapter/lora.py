@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from graftline.stages.specification import Paper
 from graftline.stages.train.plugs import Adapter, Attached
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -38,7 +39,7 @@ class Lora(Adapter):
     """
 
     method = "adapter.lora"
-    papers = (
+    papers: ClassVar[tuple[Paper, ...]] = (
         Paper("LoRA Learns Less and Forgets Less"),
         Paper("LoRA vs Full Fine-tuning: An Illusion of Equivalence"),
     )
@@ -53,7 +54,9 @@ class Lora(Adapter):
 
     def check(self) -> None:
         if not self.targets:
-            raise InvalidField("names no layer", where="Lora.targets", do='use "all-linear" or layer names')
+            raise InvalidField(
+                "names no layer", where=f"{type(self).__name__}.targets", do='use "all-linear" or layer names'
+            )
 
     def config(self, targets: str | list[str]) -> LoraConfig:
         """What PEFT is told."""
@@ -78,7 +81,7 @@ class Lora(Adapter):
             # The factors keep the base's number format, since PEFT's own cast of every activation to fp32 costs more
             # than the layer; the loop holds fp32 masters of them.
             wrapped = get_peft_model(model, self.config(targets), autocast_adapter_dtype=False)
-        return AttachedPeft(wrapped, self)
+        return AttachedPeft(in_dtype(wrapped, model.dtype), self)
 
     def layers(self, model: PreTrainedModel) -> str | list[str]:
         """The names of the targeted layers, as they end, so that the export reads alike for any depth."""
@@ -94,19 +97,27 @@ class Lora(Adapter):
             if not any(name == target or name.endswith(f".{target}") for name in linear):
                 raise InvalidField(
                     f"{target!r} is no linear layer of the model",
-                    where="Lora.targets",
+                    where=f"{type(self).__name__}.targets",
                     do=f"use some of {', '.join(sorted(endings))}",
                 )
         return list(self.targets)
 
-    def reopen(self, exported: Path, base: Path, dtype: str) -> PreTrainedModel:
+    def reopen(self, exported: Path, base: Path, dtype: str, held: str = "none") -> PreTrainedModel:
         from peft import PeftModel
 
-        from graftline.stages.lm.load import load_model
+        from graftline.stages.lm.held import load_held
 
-        opened = PeftModel.from_pretrained(load_model(base, dtype), str(exported), autocast_adapter_dtype=False)
-        model: PreTrainedModel = opened.get_base_model()
-        return model
+        model = load_held(base, dtype, held)
+        opened = PeftModel.from_pretrained(model, str(exported), autocast_adapter_dtype=False)
+        return in_dtype(opened, model.dtype).get_base_model()
+
+
+def in_dtype(wrapped: PeftModel, dtype: torch.dtype) -> PeftModel:
+    """The factors in the base's number format, which PEFT cannot tell from a quantised weight."""
+    for name, parameter in wrapped.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+    return wrapped
 
 
 class AttachedPeft(Attached):
@@ -126,8 +137,11 @@ class AttachedPeft(Attached):
         tensors = get_peft_model_state_dict(self.wrapped, state_dict=dict(masters), save_embedding_layers=False)
         if len(tensors) != len(masters):
             raise AdapterMismatch(
-                f"PEFT exports {len(tensors)} of {len(masters)} trained tensors", where="Lora", do="report this"
+                f"PEFT exports {len(tensors)} of {len(masters)} trained tensors",
+                where=type(self.plug).__name__,
+                do="report this",
             )
+        tensors, config = self.on_pristine_base(tensors, self.wrapped.peft_config["default"].to_dict())
         folder = out / "adapter"
         folder.mkdir(parents=True)
         save_file(
@@ -136,11 +150,14 @@ class AttachedPeft(Attached):
             metadata={"format": "pt"},
         )
         # PEFT's own writer keeps the base's path on this machine, and sets in the hash seed's order.
-        config = self.wrapped.peft_config["default"].to_dict() | {
-            "base_model_name_or_path": base,
-            "inference_mode": True,
-        }
+        config |= {"base_model_name_or_path": base, "inference_mode": True}
         plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
         text = json.dumps(plain, indent=2, sort_keys=True)
         (folder / "adapter_config.json").write_text(f"{text}\n", encoding="utf-8")
-        return {"class": "Lora", "rank": self.plug.rank, "alpha": plain["lora_alpha"]}
+        return {"class": type(self.plug).__name__, "rank": plain["r"], "alpha": plain["lora_alpha"]}
+
+    def on_pristine_base(
+        self, tensors: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The trained tensors, under PEFT's names, and PEFT's config, as they are valid on the pristine base."""
+        return tensors, config

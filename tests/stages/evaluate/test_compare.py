@@ -286,6 +286,30 @@ def test_on_a_real_engine(tiny_engine, rows, artefact, one_engine, tmp_path):
     assert report["decoding"]["max_new_tokens"] == longest_by(base)(labels) + 4
 
 
+def test_adapters_answer_on_a_base_held_as_theirs(rows, artefact, table_engine, one_engine, tmp_path):
+    """The base's own column is the float base, whatever the adapters were trained on."""
+    stage = compare(adapters={"plain": Tuned(), "one": Tuned(seed=1), "two": Tuned(seed=2)})
+    told = {"plain": "none", "one": "nf4", "two": "nf4"}
+    opened = {
+        "rows": artefact("rows", rows([{"id": id, "text": text, "answer": answer} for id, text, answer in TEXTS])),
+        "model": artefact("model"),
+        "adapters": {name: artefact(name) for name in told},
+    }
+    for name, held in told.items():
+        folder = opened["adapters"][name].directory("adapter")
+        folder.mkdir()
+        (folder / "graftline.json").write_text(json.dumps({"base": {"held": held}}))
+    context = one_engine(table_engine(answers(base=TALKS, plain=KNOWS, one=KNOWS, two=TALKS), best), tmp_path)
+    stage.make(context, tmp_path, **opened)
+    assert [(model, set(adapters)) for model, adapters in context.opened_with] == [
+        (stage.model, {"plain"}),
+        (stage.model, {"one", "two"}),
+    ]
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["held"] == {"base": "none", **told}
+    assert report["metrics"]["exact_match"]["one"]["value"] == 0.75
+
+
 def test_labels_are_measured_in_the_models_tokens(tiny_engine, artefact):
     from graftline.stages.lm.load import load_tokenizer
 

@@ -43,5 +43,13 @@ def test_no_word_on_its_base(base, committed):
 def test_bases_held_differently(base, adapter):
     digest = model_digest(base.directory("model"))
     adapters = {"a": adapter("a", digest), "b": adapter("b", digest, held="nf4")}
-    with pytest.raises(AdapterMismatch, match=r"b \(nf4\), a \(none\)"):
+    with pytest.raises(AdapterMismatch, match=r'^Service\.adapters: .*b \(nf4\), a \(none\)\..*held="none"'):
         refuse_mismatches(base, adapters, where="Service.adapters")
+    assert refuse_mismatches(base, adapters, where="Service.adapters", held="none") == "none"
+
+
+def test_how_the_base_is_to_be_held(base, adapter):
+    digest = model_digest(base.directory("model"))
+    assert refuse_mismatches(base, {}, where="") == refuse_mismatches(base, {"a": adapter("a", digest)}, where="")
+    both = {"b": adapter("b", digest, held="nf4"), "c": adapter("c", digest, held="nf4")}
+    assert refuse_mismatches(base, both, where="") == "nf4"

@@ -15,7 +15,9 @@ class Halves(Adapter):
 class Rounded(Base):
     """Holds weights on a coarse grid."""
 
-    held = "rounded"
+    @property
+    def held(self):
+        return "rounded"
 
     def hold(self, name, weight):
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)

@@ -1,5 +1,7 @@
 """What a worker adds to the loop; whole runs are in test_train.py."""
 
+import json
+
 import pyarrow as pa
 import pytest
 
@@ -70,6 +72,15 @@ def test_an_export_that_does_not_compute_the_same_is_seen(job, table, recorder, 
     metrics = work(job(adapter=Lossy(rank=2), optimizer=fast), table, table, recorder(), Alone(), tmp_path)
     assert metrics["loss_as_served"] == pytest.approx(metrics["eval_loss_before"], abs=1e-5)
     assert abs(metrics["loss_as_served"] - metrics["loss_as_trained"]) > 1e-3
+
+
+def test_a_quantised_base_is_measured_as_trained_as_served_and_on_the_float_base(job, table, recorder, tmp_path):
+    fast = train.AdamW(lr=0.05, warmup=0.0)
+    metrics = work(job(base=train.Nf4(), optimizer=fast), table, table, recorder(), Alone(), tmp_path)
+    card = json.loads((tmp_path / "adapter" / "graftline.json").read_text())
+    assert card["base"]["held"] == card["held_in_training"] == "nf4"
+    assert metrics["loss_as_served"] == pytest.approx(metrics["loss_as_trained"], abs=1e-6)
+    assert abs(metrics["loss_on_float_base"] - metrics["loss_as_served"]) > 1e-4
 
 
 def test_an_evaluation_an_epoch_unless_told(job, table, recorder, tmp_path):

@@ -10,4 +10,4 @@ def test_holding_changes_no_weight_and_no_layer(llama):
     assert hold(model, Float(), Lora()) == {}
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
     assert all(now is then for now, then in zip(model.modules(), layers, strict=True))
-    assert Float.held == "none"
+    assert Float().held == "none"
