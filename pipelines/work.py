@@ -42,6 +42,7 @@ class Work:
         board: where progress is told and other stages are asked for.
         pinned: name → identity of what the plan found outside, such as a model's commit.
         on_ray: whether Ray is there to start engines as actors.
+        watched: the metric after which it asks whether it goes on ("": it does).
     """
 
     stage: Stage
@@ -58,6 +59,7 @@ class Work:
     generation: int = 0
     pinned: Mapping[str, str] = field(default_factory=dict)
     on_ray: bool = False
+    watched: str = ""
 
     def opened(self, stage: Stage) -> Artefact:
         """The artefact of an input."""

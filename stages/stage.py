@@ -200,6 +200,10 @@ class Context(Protocol):
     def run(self, stage: Stage) -> Artefact:
         """Another stage's artefact: taken from the store, else made now (once, whoever asks)."""
 
+    def watch(self, stage: Stage, metric: str, goes_on: Callable[[int, float], bool]) -> Artefact:
+        """`run`, of a stage that may be ended early: each time it logs `metric`, it waits for `goes_on(step, value)`,
+        and where that is False it ends there: `Stopped` is raised."""
+
     def opened(self, stage: Stage) -> Artefact:
         """The artefact of one of this stage's inputs, at whatever depth it is held."""
 

@@ -54,7 +54,7 @@ def order(stage, *inputs):
     }
     return Work(
         stage=stage, chain=(stage,), fingerprints={}, identity=Identity("X", "f"), inputs=opened, store=store, base="/",
-        resources=Resources(), board=LocalBoard(Purse(Budget()), lambda told: None, lambda key, stage: None),
+        resources=Resources(), board=LocalBoard(Purse(Budget()), lambda told: None, lambda key, stage, metric: None),
     )  # fmt: skip
 
 
