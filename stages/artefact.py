@@ -107,6 +107,13 @@ class Artefact:
             done.touch()
         return target
 
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The lines of one of its JSON-lines files; none where it has no such file."""
+        if name not in self.manifest["files"]:
+            return []
+        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+            return [json.loads(line) for line in stream.read().decode().splitlines()]
+
     def copy(self, out: Path) -> None:
         """Copy its listed files into a local folder."""
         import pyarrow.fs as fs

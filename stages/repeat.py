@@ -45,7 +45,7 @@ class Round(Plug):
     plus: int = 0
 
     @property
-    def stand_in(self) -> int:  # type: ignore[override]
+    def stand_in(self) -> int:
         return self.at(1)
 
     def at(self, number: int) -> int:
@@ -95,7 +95,7 @@ class Repeat(Stage):
                 "is the same in every round", where="Repeat.body", do="put Previous() where the round before belongs"
             )
         self._first = self._round(1, self.start)
-        second = self._round(2, self._first)
+        second = self._round(2, self._first) if self.at_most > 1 else self._first
         if self._first.kind == "rows" and dict(self._first.columns) != dict(second.columns):
             raise InvalidField(
                 f"its columns change from {', '.join(self._first.columns)} to {', '.join(second.columns)}",

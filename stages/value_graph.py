@@ -50,7 +50,7 @@ def frontier(variants: Iterable[Stage], besides: Collection[Stage] = ()) -> dict
     themselves are never among them, nor what only `besides` read."""
     graphs = [everything(variant) for variant in variants]
     shared = set.intersection(*(set(graph) for graph in graphs))
-    found = {}
+    found: dict[str, Stage] = {}
     for graph in graphs:
         for stage, reads in graph.values():
             if stage not in besides and (stage.key not in shared or stage.key == next(reversed(graph))):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -30,13 +30,11 @@ class Asha(Scheduler):
     grace: Annotated[int, Field(ge=1)]
     reduction: Annotated[float, Field(gt=1)] = 4.0
 
-    def for_tune(self, metric: str, mode: Literal["min", "max"]) -> Any:
+    def for_tune(self) -> Any:
         from ray.tune.schedulers import ASHAScheduler
 
         return ASHAScheduler(
             time_attr="step",
-            metric=metric,
-            mode=mode,
             max_t=ENDLESS,
             grace_period=self.grace,
             reduction_factor=self.reduction,

@@ -37,6 +37,11 @@ class Outcome:
     why: str = ""
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps of a full trial."""
+        return int(self.artefact.metrics.get("steps") or 1) if self.artefact is not None else 0
+
+    @property
     def fingerprint(self) -> str:
         return self.artefact.fingerprint if self.artefact is not None else ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from graftline.stages.errors import InvalidField
 from graftline.stages.specification import Plug
@@ -37,6 +37,6 @@ class Scheduler(Plug):
                 do="set eval_every to the steps between two evaluations",
             )
 
-    def for_tune(self, metric: str, mode: Literal["min", "max"]) -> Any:
-        """Ray Tune's own scheduler."""
+    def for_tune(self) -> Any:
+        """Ray Tune's own scheduler; it is told metric and mode, and counts optimizer steps as `step`."""
         raise NotImplementedError(f"{type(self).__name__}.for_tune")

@@ -63,7 +63,7 @@ class Sweep(Stage):
         scheduler: ends bad trials early (None: all run to the end).
         trials: how many, at most (None: all of a grid; the other searches need a number).
         seed: of what is drawn.
-        at_once: trials at once (None: of grid and random search as many as fit the cluster, else one).
+        at_once: trials at once (None: as many as fit the cluster; of Optuna's one, which learns from those before).
 
     Raises:
         InvalidField: no such field, no values, values it does not take, rows to measure on that a swept field changes.
@@ -140,12 +140,12 @@ class Sweep(Stage):
     def _check_variants(self) -> None:
         """Builds the stage with every listed value and each range's ends, so that a wrong one is refused now."""
         ends = [each.domain.ends() for each in self._fields]
-        first = self._trial(tuple(each[0] for each in ends))
+        first = self.trial(tuple(each[0] for each in ends))
         variants, judges, base = [first.measured], judged_by(first.measured), self._base(first)
         for place, field in enumerate(self._fields):
             for value in ends[place][1:]:
                 point = tuple(value if other == place else each[0] for other, each in enumerate(ends))
-                variant = self._trial(point)
+                variant = self.trial(point)
                 if set(judged_by(variant.measured)) != set(judges):
                     names = ", ".join(sorted({each.name for each in judges.values()}))
                     raise InvalidField(
@@ -175,7 +175,7 @@ class Sweep(Stage):
     def kind(self) -> Kind:
         return self.stage.kind
 
-    def _trial(self, point: Point) -> Trial:
+    def trial(self, point: Point) -> Trial:
         """The trial at a point."""
         values = {field.name: value for field, value in zip(self._fields, point, strict=True)}
         label = f"{self.stage.name} {', '.join(f'{name}={_shown(value)}' for name, value in values.items())}"
@@ -205,20 +205,36 @@ class Sweep(Stage):
         points = self.points()[:MOST_FORESEEN]
         if not points:  # of Optuna's trials, one: it must fit the cluster like all the others
             points = [tuple(field.domain.ends()[0] for field in self._fields)]
-        return {f"trial {place}": self._trial(point).measured for place, point in enumerate(points)}
+        return {f"trial {place}": self.trial(point).measured for place, point in enumerate(points)}
 
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         from graftline.stages.sweep.outcome import keep, pick
         from graftline.stages.sweep.trying import try_all
 
         if self.search == "optuna" or self.scheduler is not None:
-            from graftline.stages.sweep.tuning import tune
+            from graftline.stages.sweep.tuning import tune_all
 
-            outcomes = tune(self, context)
+            outcomes = tune_all(self, context)
         else:
-            outcomes = try_all(self, [self._trial(point) for point in self.points()], context)
+            outcomes = try_all(self, [self.trial(point) for point in self.points()], context)
         best = pick(outcomes, self.metric_name, self.mode, where=self.name)
-        return keep(outcomes, best, self.metric_name, out)
+        metrics = keep(outcomes, best, self.metric_name, out)
+        if why := self.not_reproducible():
+            metrics |= {"_reproducible": False, "_why": why}
+        return metrics
+
+    def not_reproducible(self) -> str:
+        """Why another run of it may pick another trial."""
+        if self.scheduler is not None:
+            return f"{type(self.scheduler).__name__} ends trials by which of them were faster"
+        if self.search == "optuna" and self.at_once not in (None, 1):
+            return "Optuna's choices depend on which trials ended first"
+        return ""
+
+    @property
+    def fields(self) -> tuple[Swept, ...]:
+        """The fields it varies."""
+        return self._fields
 
     @property
     def metric_name(self) -> str:

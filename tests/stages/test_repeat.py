@@ -170,15 +170,6 @@ def test_parts_must_be_named() -> None:
     assert left.kind == "rows"
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{}, {"metric": "loss"}, {"at_most": 1.0}, {"at_least": 1.0, "nothing_kept": True}, {"metric": 3, "at_most": 1.0}],
-)
-def test_wrong_conditions_are_refused(fields: Any) -> None:
-    with pytest.raises(InvalidField, match="Until"):
-        Until(**fields)
-
-
 def test_a_loop_within_a_loop_keeps_its_own_placeholders() -> None:
     inner = Repeat(body=Drop(rows=Previous(), length=Round(plus=1)), start=Drop(rows=Previous(), length=Round()),
                    at_most=2)  # fmt: skip

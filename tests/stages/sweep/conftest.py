@@ -76,6 +76,10 @@ class First(Selector):
             yield Verdict(row) if place < self.k else Verdict(row, "filtered", "not first")
 
 
+class Both(Source):
+    rows: tuple[Rows, ...]
+
+
 class Knob(Plug):
     rank: int = 4
     lr: float = 0.1
@@ -142,7 +146,7 @@ def parts() -> Any:
     import types
 
     return types.SimpleNamespace(
-        Brain=Brain, Texts=Texts, Halves=Halves, Length=Length, First=First, Knob=Knob, Fit=Fit, Judge=Judge
+        Brain=Brain, Both=Both, Texts=Texts, Halves=Halves, Length=Length, First=First, Knob=Knob, Fit=Fit, Judge=Judge
     )
 
 

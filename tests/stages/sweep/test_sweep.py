@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from graftline.pipelines import plan
-from graftline.stages import Llm, sweep, train
+from graftline.stages import Llm, Previous, Repeat, Round, sweep, train
 from graftline.stages.errors import CannotPlace, InvalidField, RunError, UnknownStage, WrongKind
 from graftline.stages.stage import Resources
 from graftline.stages.value_graph import inputs
@@ -133,6 +133,53 @@ def test_a_whole_plug_or_stage_may_be_swept(pipe: Any, parts: Any) -> None:
     assert {(trial.knob.rank, trial.rows.k) for trial in found} == {(1, 2), (1, 3), (2, 2), (2, 3)}
 
 
+def test_no_label_changes_what_is_drawn(pipe: Any, parts: Any) -> None:
+    """A mapping is in the order of its keys, and a stage's key sees its label."""
+
+    def points(label: str) -> Any:
+        scored = parts.Length(rows=parts.Texts(), label=f"{label}2")
+        first, second = parts.First(rows=scored, label=label), parts.First(rows=scored, k=5)
+        report = parts.Fit(model=parts.Brain(), rows=parts.Both(rows=(first, second)), held_out=None)
+        over = {(first, "k"): sweep.integers(1, 99), (second, "k"): sweep.integers(1, 99), "knob.rank": sweep.grid(1)}
+        return sweep.Sweep(stage=report, over=over, metric="rows", search="random", trials=3).points()
+
+    assert len({str(points(label)) for label in ("a", "b", "c", "d", "e", "f")}) == 1
+
+
+def test_schedulers_refuse_trials_that_cannot_be_ended_early(pipe: Any) -> None:
+    asha, over = sweep.Asha(grace=2), {"knob.rank": sweep.grid(4, 8)}
+    sweep.Sweep(stage=pipe.tuned, over=over, scheduler=asha)
+    with pytest.raises(InvalidField, match=r"Sweep\.scheduler: a report is there only once"):
+        sweep.Sweep(stage=pipe.tuned, over=over, scheduler=asha, metric=pipe.report.metric("right/x"), mode="max")
+    tuned = train.Train(model=pipe.student, rows=pipe.split.train, held_out=pipe.split.dev)
+    ranks = {"adapter.rank": sweep.grid(4, 8)}
+    with pytest.raises(InvalidField, match=r"Sweep\.scheduler: a trial of 2 workers cannot be ended early"):
+        sweep.Sweep(stage=tuned.replace("workers", 2), over=ranks, scheduler=asha)
+    with pytest.raises(InvalidField, match=r"Sweep\.scheduler: Train is evaluated at its end alone"):
+        sweep.Sweep(stage=tuned.replace("eval_every", 0), over=ranks, scheduler=asha)
+    for wrong in ({"grace": 0}, {"grace": 1, "reduction": 1.0}):
+        with pytest.raises(InvalidField, match="Asha"):
+            sweep.Asha(**wrong)
+
+
+def test_what_says_that_it_is_not_reproducible(pipe: Any) -> None:
+    def why(**fields: Any) -> str:
+        return sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(4, 8)}, **fields).not_reproducible()
+
+    assert why() == why(search="random", trials=1) == why(search="optuna", trials=2) == ""
+    assert "Asha" in why(scheduler=sweep.Asha(grace=1)) and "Optuna" in why(search="optuna", trials=9, at_once=2)
+
+
+def test_a_sweep_in_a_loop_and_a_loop_in_a_sweep(pipe: Any, parts: Any, go: Any) -> None:
+    body = parts.Fit(model=pipe.student, rows=parts.First(rows=Previous(), k=Round(plus=1)), held_out=pipe.split.dev)
+    swept = sweep.Sweep(stage=body, over={"knob.rank": sweep.grid(4, 9)})
+    looped = Repeat(body=parts.First(rows=Previous(), k=3), start=pipe.split.train, at_most=2)
+    assert swept.is_open and Repeat(body=swept, start=pipe.split.train, at_most=1).kind == "adapter"
+    around = sweep.Sweep(stage=pipe.tuned.replace("rows", looped), over={(looped, "body.k"): sweep.grid(1, 2)})
+    assert go(around)["result"].metrics["best"] == {"Repeat.body.k": 2}
+    assert go(Repeat(body=swept, start=pipe.split.train, at_most=1))["result"].metrics["best"] == {"knob.rank": 9}
+
+
 # --- whole runs ---------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +213,21 @@ def test_it_resumes_by_the_store_and_shares_trials(pipe: Any, go: Any, made: Any
     assert made["Fit"] == 3 and more["result"].metrics["best"] == {"knob.rank": 8}
     go(pipe.tuned.replace("knob.rank", 12))
     assert made["Fit"] == 3, "a trial is an ordinary artefact"
+
+
+def test_random_search(pipe: Any, go: Any, made: Any) -> None:
+    def best(trials: int, seed: int = 0) -> Any:
+        over = {"knob.rank": sweep.integers(1, 60), "knob.lr": sweep.log_uniform(0.01, 1.0)}
+        return sweep.Sweep(stage=pipe.tuned, over=over, search="random", trials=trials, seed=seed)
+
+    four = go(best(4))["result"]
+    assert made["Fit"] == 4 and four.manifest["reproducible"]
+    six = go(best(6))["result"]
+    assert made["Fit"] == 6 and six.metrics["trials"][:4] == four.metrics["trials"], "more trials go on"
+    finite = [trial for trial in six.metrics["trials"] if trial["metric"] is not None]
+    assert six.metrics["best"] == min(finite, key=lambda trial: trial["metric"])["values"]
+    go(best(4, seed=1))
+    assert made["Fit"] == 10
 
 
 def test_a_metric_from_a_report(pipe: Any, go: Any, made: Any) -> None:
