@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,10 @@ Told = Mapping[str, Any]
 """What a worker tells: `kind` progress, log or paid, the stage's `key`, and that kind's own fields."""
 
 
+GoesOn = Callable[[int, float], bool]
+"""Takes a step and the value of a metric."""
+
+
 class Board(Protocol):
     """What a worker sees of the board."""
 
@@ -27,8 +32,12 @@ class Board(Protocol):
     def pay(self, key: str, requests: int, tokens: int, money: float) -> str:
         """Count paid requests of a stage; why to stop, where the budget is spent, else ""."""
 
-    def run(self, key: str, stage: Stage) -> Artefact:
-        """Have another stage made for the stage of this key."""
+    def run(self, key: str, stage: Stage, metric: str = "", goes_on: GoesOn | None = None) -> Artefact:
+        """Have another stage made for the stage of this key; with `goes_on`, which is asked each time the other one
+        logs the metric, whether it goes on."""
+
+    def goes_on(self, key: str, step: int, value: float) -> bool:
+        """Whether a watched stage goes on after what it logged."""
 
 
 class LocalBoard:
@@ -37,11 +46,12 @@ class LocalBoard:
     Args:
         purse: the run's budget.
         hear: takes what is told.
-        make: makes a stage for the stage of a key.
+        make: makes a stage for the stage of a key; told which metric of it is watched ("": none).
     """
 
-    def __init__(self, purse: Purse, hear: Callable[[Told], None], make: Callable[[str, Stage], Artefact]) -> None:
+    def __init__(self, purse: Purse, hear: Callable[[Told], None], make: Callable[[str, Stage, str], Artefact]) -> None:
         self.purse, self.hear, self.make = purse, hear, make
+        self._watchers: dict[str, GoesOn] = {}
 
     def tell(self, told: Told) -> None:
         self.hear(told)
@@ -51,8 +61,13 @@ class LocalBoard:
         self.hear({"kind": "paid", "key": key, "requests": requests, "tokens": tokens, "money": money})
         return self.purse.spent()
 
-    def run(self, key: str, stage: Stage) -> Artefact:
-        return self.make(key, stage)
+    def run(self, key: str, stage: Stage, metric: str = "", goes_on: GoesOn | None = None) -> Artefact:
+        if goes_on is not None:
+            self._watchers[stage.key] = goes_on
+        return self.make(key, stage, metric)
+
+    def goes_on(self, key: str, step: int, value: float) -> bool:
+        return self._watchers[key](step, value)
 
 
 class BoardActor:
@@ -64,6 +79,8 @@ class BoardActor:
         self.fresh = asyncio.Event()
         self.numbers = itertools.count()
         self.asked: dict[int, asyncio.Future[tuple[Artefact | None, Failure | None]]] = {}
+        self.logged: dict[str, asyncio.Queue[tuple[int, float] | None]] = defaultdict(asyncio.Queue)
+        self.decided: dict[str, asyncio.Queue[bool]] = defaultdict(asyncio.Queue)
 
     async def tell(self, told: Told) -> None:
         self.told.append(told)
@@ -84,11 +101,32 @@ class BoardActor:
         told, self.told = self.told, []
         return told
 
-    async def run(self, key: str, stage: bytes) -> tuple[Artefact | None, Failure | None]:
+    async def run(
+        self, key: str, stage: bytes, metric: str = "", watched: str = ""
+    ) -> tuple[Artefact | None, Failure | None]:
+        """`watched`: key of the stage, where its metric is."""
         number = next(self.numbers)
         future = self.asked[number] = asyncio.get_running_loop().create_future()
-        await self.tell({"kind": "run", "key": key, "number": number, "stage": stage})
-        return await future
+        await self.tell({"kind": "run", "key": key, "number": number, "stage": stage, "metric": metric})
+        try:
+            return await future
+        finally:
+            if watched:
+                await self.logged[watched].put(None)
+
+    async def next_logged(self, watched: str) -> tuple[int, float] | None:
+        """What a watched stage logged and now waits with; None where it has ended."""
+        found = await self.logged[watched].get()
+        if found is None:
+            self.logged.pop(watched, None)
+        return found
+
+    async def decide(self, watched: str, goes_on: bool) -> None:
+        await self.decided[watched].put(goes_on)
+
+    async def goes_on(self, key: str, step: int, value: float) -> bool:
+        await self.logged[key].put((step, value))
+        return await self.decided[key].get()
 
     async def reply(self, number: int, artefact: Artefact | None, failure: Failure | None) -> None:
         self.asked.pop(number).set_result((artefact, failure))
@@ -109,11 +147,20 @@ class RayBoard:
         why: str = ray.get(self.actor.pay.remote(key, requests, tokens, money))
         return why
 
-    def run(self, key: str, stage: Stage) -> Artefact:
+    def goes_on(self, key: str, step: int, value: float) -> bool:
+        import ray
+
+        return bool(ray.get(self.actor.goes_on.remote(key, step, value)))
+
+    def run(self, key: str, stage: Stage, metric: str = "", goes_on: GoesOn | None = None) -> Artefact:
         import ray
         from ray import cloudpickle
 
-        artefact, failure = ray.get(self.actor.run.remote(key, cloudpickle.dumps(stage)))
+        watched = stage.key if goes_on is not None else ""
+        reply = self.actor.run.remote(key, cloudpickle.dumps(stage), metric, watched)
+        while goes_on is not None and (logged := ray.get(self.actor.next_logged.remote(watched))) is not None:
+            self.actor.decide.remote(watched, goes_on(*logged))
+        artefact, failure = ray.get(reply)
         if failure is not None:
             raise failure.error()
         found: Artefact = artefact

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from graftline.pipelines.work import LOG, Work, plain
 from graftline.stages.artefact import Artefact
-from graftline.stages.errors import BudgetSpent
+from graftline.stages.errors import BudgetSpent, Stopped
 from graftline.stages.lm.reference import base_of
 from graftline.stages.rows import derived_seed
 from graftline.stages.stage import Resources, Stage
@@ -95,6 +95,9 @@ class WorkerContext:
     def run(self, stage: Stage) -> Artefact:
         return self.work.board.run(self.work.stage.key, stage)
 
+    def watch(self, stage: Stage, metric: str, goes_on: Callable[[int, float], bool]) -> Artefact:
+        return self.work.board.run(self.work.stage.key, stage, metric, goes_on)
+
     def opened(self, stage: Stage) -> Artefact:
         return self.work.opened(stage)
 
@@ -168,6 +171,9 @@ class WorkerContext:
         with open(self.scratch / LOG, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         self.work.board.tell({"kind": "log", "key": self.stage.key, "line": line})
+        watched = self.work.watched
+        if watched and watched in numbers and not self.work.board.goes_on(self.stage.key, int(step), numbers[watched]):
+            raise Stopped(f"it was ended at step {step}", where=self.stage.name, do="ask for it alone to finish it")
 
     def logged(self) -> list[dict[str, Any]]:
         """The log's lines, each step's last: a resumed stage logs some steps twice."""

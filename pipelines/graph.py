@@ -13,9 +13,9 @@ from graftline.stages.errors import InvalidField
 from graftline.stages.lm.reference import base_of
 from graftline.stages.rows import digest
 from graftline.stages.shapes import Mapper, Scorer
-from graftline.stages.specification import Pins, Specification
+from graftline.stages.specification import Pins, Specification, specifications
 from graftline.stages.stage import Stage, View
-from graftline.stages.value_graph import fingerprints, inputs
+from graftline.stages.value_graph import fingerprints, inputs, walk
 
 RESULT = "result"
 """The name of the only stage of a pipeline that returns one."""
@@ -114,8 +114,8 @@ def _holds_once(reader: Stage, stage: Stage) -> bool:
 
 
 def _own_code(stage: Stage) -> list[type[Specification]]:
-    """The classes of a stage and of its plugs (not of the stages it reads) that Graftline does not ship: their
-    `version` does not speak for their code."""
+    """The classes of a stage, of its plugs and of what it has variations made of (not of the stages it reads) that
+    Graftline does not ship: their `version` does not speak for their code."""
     found: dict[type[Specification], None] = {}
     waiting: list[Specification] = [stage]
     while waiting:
@@ -123,6 +123,10 @@ def _own_code(stage: Stage) -> list[type[Specification]]:
         if not is_shipped(type(each)):
             found[type(each)] = None
         waiting += [child for child in reversed(each.children()) if not isinstance(child, Stage)]
+    patterns = [
+        each for name, value in stage.__dict__.items() if stage.is_template(name) for each in specifications(value)
+    ]
+    found.update((type(each), None) for each in walk(*patterns) if not is_shipped(type(each)))
     return list(found)
 
 

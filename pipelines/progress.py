@@ -25,7 +25,9 @@ SIGNS = {
     "done": ("✓", "green"),
     "cached": ("=", "dim green"),
     "failed": ("✗", "bold red"),
+    "stopped": ("■", "yellow"),
 }
+WORDS = {"done": "done", "cached": "taken from the store", "stopped": "stopped early", "failed": "FAILED"}
 MOST_NUMBERS = 4
 
 
@@ -106,10 +108,10 @@ class Progress:
                 if now - line.said >= self.every:
                     line.said = now
                     self._say(f"  {line.name}: {', '.join(filter(None, (amounts(line), numbers(line))))}")
-            elif event.kind in ("done", "cached", "failed"):
+            elif event.kind in WORDS:
                 line.state, line.ended = event.kind, now
                 took = f" in {duration(now - line.started)}" if line.started is not None else ""
-                word = {"done": "done", "cached": "taken from the store", "failed": "FAILED"}[event.kind]
+                word = WORDS[event.kind]
                 told = ", ".join(filter(None, (f"{word}{took}", numbers(line))))
                 self._say(f"{SIGNS[event.kind][0]} {line.name}: {told}")
 

@@ -37,7 +37,7 @@ class RayWorkers:
     Args:
         purse: the run's budget.
         hear: takes what workers tell.
-        make: makes a stage (pickled) for the stage of a key.
+        make: makes a stage (pickled) for the stage of a key; told which metric of it is watched ("": none).
         address: a cluster to join (None: RAY_ADDRESS, else a local one of its own, which ends with the run). A
             process that is connected to a cluster already stays with it.
     """
@@ -48,7 +48,7 @@ class RayWorkers:
         self,
         purse: Purse,
         hear: Callable[[Told], None],
-        make: Callable[[str, Any], Any],
+        make: Callable[[str, Any, str], Any],
         address: str | None = None,
     ) -> None:
         for name, value in QUIET.items():
@@ -170,7 +170,7 @@ class RayWorkers:
         from ray import cloudpickle
 
         try:
-            artefact, failure = self.make(asked["key"], cloudpickle.loads(asked["stage"])), None
+            artefact, failure = self.make(asked["key"], cloudpickle.loads(asked["stage"]), asked["metric"]), None
         except Exception as error:
             artefact, failure = None, Failure.of(error, "")
         self.actor.reply.remote(asked["number"], artefact, failure)

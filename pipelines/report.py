@@ -196,7 +196,7 @@ def _graph(stages: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _note(stage: Mapping[str, Any]) -> str:
-    if stage["status"] in ("failed", "pending", "running"):
+    if stage["status"] in ("failed", "stopped", "pending", "running"):
         return str(stage["status"])
     parts = []
     if stage["kind"] == "rows" and stage.get("rows"):

@@ -20,7 +20,7 @@ from graftline.pipelines.store import Store
 from graftline.pipelines.work import Work
 from graftline.pipelines.workers import HERE, Here, Workers
 from graftline.stages.artefact import Artefact
-from graftline.stages.errors import BudgetSpent, GraftlineError
+from graftline.stages.errors import BudgetSpent, GraftlineError, Stopped
 from graftline.stages.rows import digest
 from graftline.stages.shapes import Mapper, Rounds, Scorer
 from graftline.stages.stage import Stage, View
@@ -34,7 +34,7 @@ class Event:
     """Something worth showing while a run goes on.
 
     Args:
-        kind: planned, ray, started, progress, done, cached or failed.
+        kind: planned, ray, started, progress, done, cached, stopped or failed.
         key, name: the stage's (of `ray`: a note).
         done, total: how far it is; 0 where not known.
         numbers: a few more.
@@ -78,6 +78,7 @@ class Runner:
         self.flying: set[str] = set()
         self.failures: dict[str, Failure] = {}
         self.missing: set[tuple[str, str]] = set()
+        self.watched: dict[str, str] = {}
         self.trouble: GraftlineError | None = None
         self.stopped = False
         self._workers: Workers | None = None
@@ -137,18 +138,25 @@ class Runner:
             name = self.record.line(key)["name"]
             self.watch(Event("progress", key, name, told["done"], told["total"], told["numbers"]))
 
-    def asked(self, key: str, stage: Stage) -> Artefact:
-        """Makes a stage for a running one, which lends what it holds while it waits."""
+    def asked(self, key: str, stage: Stage, metric: str = "") -> Artefact:
+        """Makes a stage for a running one, which lends what it holds while it waits; `metric`: after which it asks the
+        other one whether it goes on."""
         if self._capacity is not None:
             self._capacity.wait(key)
+        if metric:
+            self.watched[stage.key] = metric
         try:
             plan = planned({"": stage}, self.store, self.plan.base, pins=self.plan.pins, known=self.known)
-            self.record.add(plan.graph, why=f"asked for by {self.record.line(key)['name']}")
+            self.record.add(plan.graph, why=f"asked for by {self.record.line(key)['name']}", asked_by=key)
             self.execute(plan)
             found = self.known.get(plan.graph, stage)
             assert found is not None
             return found
+        except Stopped:
+            self.failures.pop(plan.graph.fingerprint(stage), None)  # whoever asks for all of it may have it
+            raise
         finally:
+            self.watched.pop(stage.key, None)
             if self._capacity is not None:
                 self._capacity.resume(key)
 
@@ -169,8 +177,8 @@ class Runner:
             self._account_fused(graph, plan)
             return
         nodes = self.workers().nodes()
-        for step in plan.steps:
-            if step.key not in cached and not isinstance(step.stage, View):
+        for step in (*plan.steps, *plan.later):
+            if step.status != "cached" and not isinstance(step.stage, View):
                 refuse_unplaceable(step.stage, nodes)
         own: set[str] = set()
         wanted, error = set(graph.fingerprints.values()), None
@@ -308,6 +316,7 @@ class Runner:
             generation=generation,
             pinned=dict(self.plan.pins.names),
             on_ray=workers.on_ray,
+            watched=self.watched.get(stage.key, ""),
         )
 
     # --- telling ----------------------------------------------------------------------------------------------
@@ -347,9 +356,10 @@ class Runner:
         if failure.traceback and failure.type in ("RunError", "WorldError", "WorkerDied", "ContractBroken"):
             failure = failure.told(self.record.traceback(stage, failure.traceback))
         self.failures[graph.fingerprint(stage)] = failure
+        status = "stopped" if failure.type == "Stopped" else "failed"
         for each in chain:
-            self.record.update(each.key, status="failed", why=failure.what)
-            self.watch(Event("failed", each.key, each.name))
+            self.record.update(each.key, status=status, why=failure.what)
+            self.watch(Event(status, each.key, each.name))
 
 
 def needs_of_chain(chain: Sequence[Stage], capacity: Capacity) -> Needs:

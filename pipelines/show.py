@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from graftline.pipelines.store import Store
 
 STATES = {"done": "green", "ran": "green", "cached": "dim green", "failed": "bold red", "interrupted": "yellow",
-          "running": "cyan", "pending": "dim"}  # fmt: skip
+          "stopped": "yellow", "running": "cyan", "pending": "dim"}  # fmt: skip
 
 
 def run(record: Mapping[str, Any]) -> RenderableType:

@@ -42,6 +42,7 @@ class Work:
         board: where progress is told and other stages are asked for.
         pinned: name → identity of what the plan found outside, such as a model's commit.
         on_ray: whether Ray is there to start engines as actors.
+        watched: the metric after which it asks whether it goes on ("": it does).
     """
 
     stage: Stage
@@ -58,6 +59,7 @@ class Work:
     generation: int = 0
     pinned: Mapping[str, str] = field(default_factory=dict)
     on_ray: bool = False
+    watched: str = ""
 
     def opened(self, stage: Stage) -> Artefact:
         """The artefact of an input."""
@@ -72,9 +74,10 @@ class Work:
         )
 
     def arguments(self, stage: Stage) -> dict[str, Any]:
-        """Field → opened artefacts in containers shaped like the field's, of the fields that hold stages; and what
-        `expand()` names."""
-        found = {name: self._mapped(value) for name, value in stage.__dict__.items() if _holds(value)}
+        """Field → opened artefacts in containers shaped like the field's, of the fields that hold stages (patterns
+        apart); and what `expand()` names."""
+        held = {name: value for name, value in stage.__dict__.items() if not stage.is_template(name)}
+        found = {name: self._mapped(value) for name, value in held.items() if _holds(value)}
         return {**found, **{name: self.opened(each) for name, each in stage.expand().items()}}
 
     def _mapped(self, value: Any) -> Any:

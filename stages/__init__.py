@@ -20,7 +20,16 @@ from graftline.stages.stage import (
 )
 from graftline.stages.value_graph import replace
 
-__getattr__, __dir__ = family(__name__, Embedder="lm.embedder", Endpoint="lm.endpoint", Llm="lm.llm")
+__getattr__, __dir__ = family(
+    __name__,
+    Embedder="lm.embedder",
+    Endpoint="lm.endpoint",
+    Llm="lm.llm",
+    Previous="repeat",
+    Repeat="repeat",
+    Round="repeat",
+    Until="until",
+)
 
 __all__ = [
     "Adapter",

@@ -124,6 +124,10 @@ class NothingKept(RunError):
     """A stage kept no row at all."""
 
 
+class Stopped(RunError):
+    """A stage was ended by the one that asked for it; its checkpoints are kept."""
+
+
 class BudgetSpent(RunError):
     """The budget of tokens, money or hours is spent; run again with a larger one to continue."""
 

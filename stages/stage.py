@@ -76,7 +76,7 @@ class Stage(Specification):
         super().model_post_init(context)
         for field, needed in self.columns_needed().items():
             for path, stage in _stages_of(self.__dict__[field], f"{type(self).__name__}.{field}"):
-                if stage.kind == "rows":
+                if stage.kind == "rows" and not stage.is_open:
                     _check_columns(path, stage, needed)
         if self.kind == "rows":
             self._columns = dict(self.columns_made())
@@ -144,6 +144,10 @@ class Stage(Specification):
         """Hidden stages this one reads (name → stage): run, cached and shared like any other."""
         return {}
 
+    def foreseen(self) -> Mapping[str, Stage]:
+        """For `plan`: the stages it will have made by `context.run` (name → stage), as far as that is known before."""
+        return {}
+
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         """Make the artefact: write its files under `out`, return its metrics. Inputs arrive as opened artefacts,
         each under its field's name (and `expand()`'s names), in containers shaped like the field's."""
@@ -196,6 +200,10 @@ class Context(Protocol):
     def run(self, stage: Stage) -> Artefact:
         """Another stage's artefact: taken from the store, else made now (once, whoever asks)."""
 
+    def watch(self, stage: Stage, metric: str, goes_on: Callable[[int, float], bool]) -> Artefact:
+        """`run`, of a stage that may be ended early: each time it logs `metric`, it waits for `goes_on(step, value)`,
+        and where that is False it ends there: `Stopped` is raised."""
+
     def opened(self, stage: Stage) -> Artefact:
         """The artefact of one of this stage's inputs, at whatever depth it is held."""
 
@@ -235,6 +243,8 @@ class Takes:
                 "takes a stage that makes {kind}, not {given}",
                 {"kind": self.kind, "given": short(value)},
             )
+        if value.placeholder:
+            return value
         if value.kind != self.kind and not (self.kind == "model" and value.kind == "adapter"):
             raise PydanticCustomError(
                 "wrong_kind",

@@ -9,11 +9,11 @@ from graftline.pipelines.failures import Failure
 
 def test_in_the_runs_own_process():
     told = []
-    board = LocalBoard(Purse(Budget(tokens=10)), told.append, lambda key, stage: (key, stage))
+    board = LocalBoard(Purse(Budget(tokens=10)), told.append, lambda key, stage, metric: (key, stage, metric))
     board.tell({"kind": "progress", "key": "k"})
     assert board.pay("k", 2, 6, 0.0) == "" and "10 tokens" in board.pay("k", 1, 6, 0.0)
     assert [each["kind"] for each in told] == ["progress", "paid", "paid"] and told[1]["requests"] == 2
-    assert board.run("k", "stage") == ("k", "stage")
+    assert board.run("k", "stage") == ("k", "stage", "")
 
 
 def test_what_is_told_is_taken_once():
@@ -51,6 +51,33 @@ def test_a_stage_that_is_asked_for_is_waited_for(reply):
         return await asked
 
     assert asyncio.run(talk()) == reply
+
+
+def test_a_watched_stage_waits_for_each_decision():
+    async def talk():
+        board = BoardActor(Purse(Budget()))
+        asked = asyncio.create_task(board.run("sweep", b"stage", "loss", "trial"))
+        (told,) = await board.take(1.0)
+        assert told["metric"] == "loss"
+        decided = []
+        for step, goes_on in ((1, True), (2, False)):
+            waiting = asyncio.create_task(board.goes_on("trial", step, 0.5))
+            assert await board.next_logged("trial") == (step, 0.5) and not waiting.done()
+            await board.decide("trial", goes_on)
+            decided.append(await waiting)
+        await board.reply(told["number"], None, None)
+        await asked
+        return decided, await board.next_logged("trial")
+
+    assert asyncio.run(asyncio.wait_for(talk(), 5)) == ([True, False], None)
+
+
+def test_a_watched_stage_in_the_runs_own_process():
+    class Named:
+        key = "trial"
+
+    board = LocalBoard(Purse(Budget()), lambda told: None, lambda key, stage, metric: board.goes_on("trial", 3, 0.5))
+    assert board.run("sweep", Named(), "loss", lambda step, value: (step, value)) == (3, 0.5)
 
 
 def test_the_budget_is_kept_for_all_workers():

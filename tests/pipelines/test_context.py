@@ -111,7 +111,7 @@ def order(tmp_path):
             stage=stage, chain=(stage,), fingerprints={}, inputs=opened,
             identity=Identity(type(stage).__name__, "f" * 64),
             store=store, base=str(tmp_path), resources=Resources(cpus=2.0, threads=2),
-            board=LocalBoard(Purse(budget or Budget()), hear, lambda key, stage: None),
+            board=LocalBoard(Purse(budget or Budget()), hear, lambda key, stage, metric: None),
         )  # fmt: skip
 
     return make

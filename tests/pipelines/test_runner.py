@@ -8,7 +8,7 @@ import pytest
 from graftline.pipelines import run, runner
 from graftline.pipelines.placing import Node
 from graftline.stages import Made, Resources, Rows, Scorer, Source, Stage
-from graftline.stages.errors import CannotPlace, RunError
+from graftline.stages.errors import CannotPlace, RunError, Stopped
 
 MADE: Counter[str] = Counter()
 
@@ -91,6 +91,8 @@ def test_what_trials_share_is_made_once(go):
     }  # fmt: skip
     lines = {(line["name"], line["why"]) for line in made.record["stages"] if line["status"] == "ran"}
     assert ("Trial", "asked for by Sweep") in lines and made.ran == 1 + 2 * 3 + 1
+    asked = {line["name"]: bool(line["asked_by"]) for line in made.record["stages"]}
+    assert asked["Sweep"] is False and made.record["stages"][-1]["asked_by"]
     again = go(Sweep(trial=trial(), factors=(3, 2, 4)))
     assert MADE["Trial 3"] == 1 and MADE["Trial 4"] == 1 and MADE["Numbers"] == 1
     assert again["result"].metrics["4"] == 16
@@ -118,6 +120,74 @@ def test_what_does_not_fit_the_cluster_is_refused_before_it_starts(go, monkeypat
     with pytest.raises(CannotPlace, match="needs 3 cpus at once"):
         go({"a": trial(resources=Resources(cpus=3.0)), "b": Size(rows=Numbers())})
     assert not MADE, "nothing was started"
+
+
+def test_what_will_be_asked_for_must_fit_too(go, monkeypatch):
+    class Foreseeing(Sweep):
+        def foreseen(self):
+            return {"first": self.trial.replace("resources", Resources(cpus=3.0))}
+
+    monkeypatch.setattr("graftline.pipelines.running.this_machine", lambda: Node(64, driver=True))
+    monkeypatch.setattr(runner.Here, "nodes", lambda self: [Node(2, driver=True)])
+    with pytest.raises(CannotPlace, match="Trial: needs 3 cpus at once"):
+        go(Foreseeing(trial=trial()))
+    assert not MADE
+
+
+class Long(Stage):
+    """Logs a loss after each of ten steps, and keeps a checkpoint."""
+
+    makes = "report"
+    name_of_it: str = "x"
+
+    def make(self, context, out):
+        MADE["Long"] += 1
+        checkpoint = context.scratch / "step"
+        first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+        for step in range(first + 1, 11):
+            checkpoint.write_text(str(step))
+            context.log(step, other=0.0)
+            context.log(step, loss=1 / step)
+        return {"loss": 0.1, "first": first}
+
+
+class Watching(Stage):
+    """Ends another stage at a step, then has all of it made where it is told to."""
+
+    makes = "report"
+    at: int
+    then: bool = False
+
+    def make(self, context, out):
+        seen = []
+
+        def goes_on(step, value):
+            seen.append(step)
+            return step < self.at
+
+        try:
+            made = context.watch(Long(), "loss", goes_on)
+            return {"first": made.metrics["first"], "seen": seen}
+        except Stopped as error:
+            more = {"first": context.run(Long()).metrics["first"]} if self.then else {}
+            return {"why": str(error), "seen": seen, **more}
+
+
+def test_a_watched_stage_is_ended_at_what_it_logged(go, tmp_path):
+    run = go(Watching(at=3))
+    assert run["result"].metrics == {"why": run["result"].metrics["why"], "seen": [1, 2, 3]}
+    assert "ended at step 3" in run["result"].metrics["why"]
+    (line,) = [line for line in run.record["stages"] if line["name"] == "Long"]
+    assert line["status"] == "stopped" and line["path"] == "" and run.state == "done"
+    assert [path.read_text() for path in tmp_path.glob("store/scratch/Long*/step")] == ["3"], "checkpoints are kept"
+    again = go(Watching(at=5))
+    assert again["result"].metrics["seen"] == [4, 5], "it goes on where it was ended"
+    whole = go(Watching(at=99))
+    assert whole["result"].metrics == {"first": 5, "seen": [6, 7, 8, 9, 10]}
+
+
+def test_a_stage_that_was_ended_may_be_had_whole_in_the_same_run(go):
+    assert go(Watching(at=2, then=True))["result"].metrics["first"] == 2 and MADE["Long"] == 2
 
 
 def test_stages_wait_for_room(go, monkeypatch):

@@ -12,7 +12,7 @@ def test_both_kinds_do_what_the_protocol_says():
 
 
 def test_this_process_is_one_node():
-    here = Here(LocalBoard(Purse(Budget()), lambda told: None, lambda key, stage: None))
+    here = Here(LocalBoard(Purse(Budget()), lambda told: None, lambda key, stage, metric: None))
     (node,) = here.nodes()
     assert node.driver and node.cpus >= 1
     here.cancel()
