@@ -76,6 +76,13 @@ def test_the_table_follows_the_events():
     assert "✗" in displayed(progress) and "1 min 05 s" in displayed(progress), "a finished stage's clock stands"
 
 
+def test_a_stage_that_was_ended_early_has_not_failed():
+    progress, out, _ = plain()
+    progress(Happened("started", "a", "Train rank=4"))
+    progress(Happened("stopped", "a", "Train rank=4"))
+    assert "■ Train rank=4: stopped early" in out.getvalue() and "■" in displayed(progress)
+
+
 def test_a_terminal_gets_a_live_table():
     out = io.StringIO()
     with Progress(Console(file=out, force_terminal=True, width=100)) as progress:

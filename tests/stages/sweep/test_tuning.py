@@ -12,7 +12,7 @@ import pytest
 
 from graftline.pipelines import Run, run
 from graftline.stages import Llm, read, select, sweep, train
-from graftline.stages.errors import CannotPlace
+from graftline.stages.errors import CannotPlace, InvalidField
 from graftline.stages.stage import Resources
 from graftline.stages.sweep.tuning import room
 
@@ -106,11 +106,8 @@ def test_optuna_searches_through_ray_tune(tuned: train.Train, tmp_path: Path, ra
     assert one.metrics["best"] == best["values"] and one.digest == other.digest
 
 
-def test_tune_needs_ray(pipe: Any, go: Any) -> None:
-    import ray
-
-    if ray.is_initialized():  # the session's other tests have one
-        return
+def test_tune_needs_ray(pipe: Any, go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     with pytest.raises(CannotPlace, match="there is no Ray here"):
         go(sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(4, 8)}, search="optuna", trials=2))
 
@@ -123,3 +120,14 @@ def test_how_many_trials_there_is_room_for(tuned: train.Train) -> None:
     assert room(tuned.replace("resources", None), nodes(8, 8)) == 2
     assert room(tuned.replace("resources", Resources(gpus=1.0)), nodes(8)) == 1
     assert room(tuned.replace("resources", Resources(cpus=1.0, memory=4 * 10**9)), nodes(8)) == 2
+
+
+@pytest.mark.slow
+def test_an_error_that_is_no_trials_own_ends_the_experiment(
+    tuned: train.Train, tmp_path: Path, ray_cluster: Any
+) -> None:
+    best = sweep.Sweep(
+        stage=tuned, over={"optimizer.lr": sweep.uniform(0.01, 0.02)}, search="optuna", trials=50, metric="accuracy"
+    )
+    with pytest.raises(InvalidField, match=r"Sweep\.metric: the trials have no 'accuracy'"):
+        within(SECONDS, lambda: run(best, str(tmp_path / "store"), base=tmp_path, name="p"))
