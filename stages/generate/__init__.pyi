@@ -1,4 +1,8 @@
 # Written by `graftline methods --write-stubs` from the files beside it; do not edit.
 
+from graftline.stages.generate.children import Children as Children
 from graftline.stages.generate.drafts import Drafts as Drafts
+from graftline.stages.generate.questions import Questions as Questions
+from graftline.stages.generate.rated_pairs import RatedPairs as RatedPairs
 from graftline.stages.generate.self_instruct import SelfInstruct as SelfInstruct
+from graftline.stages.generate.teacher_responses import TeacherResponses as TeacherResponses
