@@ -1,6 +1,8 @@
 # Written by `graftline methods --write-stubs` from the files beside it; do not edit.
 
+from graftline.stages.generate.bm25 import Bm25 as Bm25
 from graftline.stages.generate.children import Children as Children
+from graftline.stages.generate.doc_qa import DocQa as DocQa
 from graftline.stages.generate.drafts import Drafts as Drafts
 from graftline.stages.generate.questions import Questions as Questions
 from graftline.stages.generate.rated_pairs import RatedPairs as RatedPairs
