@@ -13,7 +13,7 @@ from pydantic import Field
 from graftline.stages.errors import InvalidField, PortInUse, WrongKind
 from graftline.stages.evaluate.requirement import Requirement
 from graftline.stages.lm.llm import Llm
-from graftline.stages.lm.reference import base_of, refuse_other_bases
+from graftline.stages.lm.reference import base_of, refuse_endpoint, refuse_other_bases
 from graftline.stages.rows import digest
 from graftline.stages.serve.belonging import refuse_mismatches
 from graftline.stages.serve.place import BASE, IMPORT_PATH
@@ -93,6 +93,8 @@ class Service(Stage):
                 do="name the base here and the adapter in adapters=",
             )
         refuse_other_bases(self.model, self.adapters, where="Service.adapters")
+        for field, model in {"model": self.model, **{f"models.{id}": each for id, each in self.models.items()}}.items():
+            refuse_endpoint(model, where=f"Service.{field}", why="it is served already")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.app_name):
             raise InvalidField(f"{self.route!r} is no route", where="Service.route", do="use one word: 'tickets'")
 

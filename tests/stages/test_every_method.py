@@ -46,6 +46,8 @@ class Holder(Source):
 def others(annotation: Any, value: Any, marks: tuple[Any, ...] = ()) -> Iterator[Any]:
     """Values of a field's type, other than the one it has."""
     if any(isinstance(mark, Takes) for mark in marks):
+        if isinstance(value, stubs.AnyRows):  # with the columns that are needed
+            yield stubs.AnyRows(has={**value.has, "fourth": "string"})
         yield stubs.AnyRows(has={stubs.COLUMN: "float64", "other": "float64", "third": "string"})
         yield from (Another(of=kind) for kind in ("model", "adapter", "report"))
         return
