@@ -8,6 +8,7 @@ from graftline.stages import score as score
 from graftline.stages import select as select
 from graftline.stages import serve as serve
 from graftline.stages import train as train
+from graftline.stages.lm.endpoint import Endpoint as Endpoint
 from graftline.stages.lm.llm import Llm as Llm
 from graftline.stages.shapes import Made as Made
 from graftline.stages.shapes import Mapper as Mapper

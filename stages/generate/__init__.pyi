@@ -9,4 +9,7 @@ from graftline.stages.generate.questions import Questions as Questions
 from graftline.stages.generate.rated_pairs import RatedPairs as RatedPairs
 from graftline.stages.generate.refine import Refine as Refine
 from graftline.stages.generate.self_instruct import SelfInstruct as SelfInstruct
+from graftline.stages.generate.star import Shot as Shot
+from graftline.stages.generate.star import Star as Star
+from graftline.stages.generate.star import star_loop as star_loop
 from graftline.stages.generate.teacher_responses import TeacherResponses as TeacherResponses

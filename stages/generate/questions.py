@@ -33,6 +33,7 @@ class Question:
         about: what the stage wants to know again when the answer comes.
         attempt: how often it went back.
         complaint: the turns that go back with it.
+        prefix: text with which the answer already starts.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Question:
     about: Any = None
     attempt: int = 0
     complaint: Turns = ()
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ class Questions:
         for number, question in enumerate(self._waiting):
             identity = f"{number:09d}"
             sampling = replace(question.sampling, seed=derived_seed(self.seed, question.key, question.attempt))
-            found.append(Request(identity, _with(question.messages, question.complaint), sampling))
+            messages = _with(question.messages, question.complaint)
+            found.append(Request(identity, messages, sampling, prefix=question.prefix))
             self._asked[identity] = question
         self._waiting = []
         return found
@@ -114,7 +117,7 @@ class Questions:
                     yield Reply(question, text, failed=str(fault), gen=gen)
                 else:
                     said = f"That cannot be used: {fault}. Try again, in the form that was asked for."
-                    turns = _said("assistant", text) if text else ()
+                    turns = _said("assistant", question.prefix + text) if text else ()
                     self.ask(replace(question, attempt=question.attempt + 1, complaint=(*turns, *_said("user", said))))
                 continue
             yield Reply(question, text, value, gen=gen)
