@@ -13,9 +13,9 @@ from graftline.stages.errors import InvalidField
 from graftline.stages.lm.reference import base_of
 from graftline.stages.rows import digest
 from graftline.stages.shapes import Mapper, Scorer
-from graftline.stages.specification import Pins
+from graftline.stages.specification import Pins, Specification, specifications
 from graftline.stages.stage import Stage, View
-from graftline.stages.value_graph import fingerprints, inputs
+from graftline.stages.value_graph import fingerprints, inputs, walk
 
 RESULT = "result"
 """The name of the only stage of a pipeline that returns one."""
@@ -113,6 +113,14 @@ def _holds_once(reader: Stage, stage: Stage) -> bool:
     return stage not in others and stage not in reader.expand().values()
 
 
+def _varied(stage: Stage) -> list[Specification]:
+    """What a stage has variations made of: their code is part of its own."""
+    patterns = [
+        each for name, value in stage.__dict__.items() if stage.is_template(name) for each in specifications(value)
+    ]
+    return walk(*patterns)
+
+
 class Known:
     """The artefacts found or made so far, by fingerprint."""
 
@@ -152,7 +160,8 @@ class Known:
             if opened is None:
                 return None
             parents.append((graph.fingerprint(each), opened.digest))
-        own = [source_digest(type(stage)) for stage in chain if not is_shipped(type(stage))]
+        used = dict.fromkeys(type(each) for stage in chain for each in (*_varied(stage), stage))
+        own = [source_digest(kind) for kind in used if not is_shipped(kind)]
         source = "" if not own else own[0] if len(own) == 1 else digest(own)
         last = chain[-1]
         return Identity(type(last).__name__, graph.fingerprint(last), tuple(parents), source)

@@ -263,9 +263,10 @@ def budget_of(texts: Sequence[str] | None) -> Budget:
 
 
 def result(loaded: Loaded, done: Run) -> dict[str, Any]:
-    """The RESULT line: `rows` are those that all stages kept; `adapter_digest` is of the last adapter, or None."""
+    """The RESULT line: `rows` are those that all stages kept; `adapter_digest` is of the last adapter that
+    the pipeline itself has (a sweep's trials are not), or None."""
     lines = [line for line in done.record["stages"] if not line["part"] and line["path"]]
-    adapters = [line["digest"] for line in lines if line["kind"] == "adapter"]
+    adapters = [line["digest"] for line in lines if line["kind"] == "adapter" and not line.get("asked_by")]
     return {
         "pipeline": loaded.name,
         "seconds": done.seconds,

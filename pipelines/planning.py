@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +87,7 @@ class Plan:
         store: where it looked, as shown.
         base: the folder from which relative paths count.
         graph, known, pins: what `run` goes on with.
+        later: what the steps will ask for themselves (a sweep's trials), as far as that is known.
     """
 
     steps: tuple[Step, ...]
@@ -96,6 +97,7 @@ class Plan:
     graph: Graph
     known: Known
     pins: OutsidePins
+    later: tuple[Step, ...] = ()
 
     @property
     def to_run(self) -> tuple[Step, ...]:
@@ -108,7 +110,7 @@ class Plan:
             "store": self.store,
             "base": self.base,
             "roots": dict(self.roots),
-            "steps": [step.to_dict() for step in self.steps],
+            "steps": [step.to_dict() for step in (*self.steps, *self.later)],
         }
 
 
@@ -210,7 +212,16 @@ def planned(
     wrong.refuse()
     guessed = estimates(graph, known, lambda path: absolute(path, base))
     steps = tuple(_step(graph, stage, *states[stage.key], guessed[stage.key]) for stage in graph.stages.values())
-    return Plan(steps, {name: stage.key for name, stage in roots.items()}, store.shown, base, graph, known, pins)
+    later: dict[str, Step] = {}
+    for stage in graph.stages.values():
+        foreseen = stage.foreseen() if states[stage.key][0] != "cached" else {}
+        if foreseen:
+            asked = planned(foreseen, store, base, nodes, pins=pins, known=known)
+            for step in (*asked.steps, *asked.later):
+                if step.key not in graph.stages:
+                    later.setdefault(step.key, replace(step, why=step.why or f"asked for by {stage.name}"))
+    names = {name: stage.key for name, stage in roots.items()}
+    return Plan(steps, names, store.shown, base, graph, known, pins, tuple(later.values()))
 
 
 def _state(graph: Graph, known: Known, stage: Stage, again: Callable[[Stage], bool]) -> tuple[Status, str]:

@@ -76,8 +76,8 @@ class Record:
         self.save()
         store.write_json(LATEST, {"schema": 1, "id": self.id})
 
-    def add(self, graph: Graph, why: str = "") -> None:
-        """Adds a graph's stages to the table."""
+    def add(self, graph: Graph, why: str = "", asked_by: str = "") -> None:
+        """Adds a graph's stages to the table; `asked_by`: key of the running stage that asked for them."""
         with self._lock:
             for stage in graph.stages.values():
                 if stage.key in self._lines:
@@ -98,6 +98,7 @@ class Record:
                     "metrics": {},
                     "inputs": [each.key for each in graph.reads[stage.key]],
                     "why": why,
+                    "asked_by": asked_by,
                 }
                 self._lines[stage.key] = line
                 self.run["stages"].append(line)

@@ -142,7 +142,7 @@ class Runner:
             self._capacity.wait(key)
         try:
             plan = planned({"": stage}, self.store, self.plan.base, pins=self.plan.pins, known=self.known)
-            self.record.add(plan.graph, why=f"asked for by {self.record.line(key)['name']}")
+            self.record.add(plan.graph, why=f"asked for by {self.record.line(key)['name']}", asked_by=key)
             self.execute(plan)
             found = self.known.get(plan.graph, stage)
             assert found is not None
@@ -168,8 +168,8 @@ class Runner:
             self._account_fused(graph, plan)
             return
         nodes = self.workers().nodes()
-        for step in plan.steps:
-            if step.key not in cached and not isinstance(step.stage, View):
+        for step in (*plan.steps, *plan.later):
+            if step.status != "cached" and not isinstance(step.stage, View):
                 refuse_unplaceable(step.stage, nodes)
         own: set[str] = set()
         wanted, error = set(graph.fingerprints.values()), None

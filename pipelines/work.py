@@ -72,9 +72,10 @@ class Work:
         )
 
     def arguments(self, stage: Stage) -> dict[str, Any]:
-        """Field → opened artefacts in containers shaped like the field's, of the fields that hold stages; and what
-        `expand()` names."""
-        found = {name: self._mapped(value) for name, value in stage.__dict__.items() if _holds(value)}
+        """Field → opened artefacts in containers shaped like the field's, of the fields that hold stages (patterns
+        apart); and what `expand()` names."""
+        held = {name: value for name, value in stage.__dict__.items() if not stage.is_template(name)}
+        found = {name: self._mapped(value) for name, value in held.items() if _holds(value)}
         return {**found, **{name: self.opened(each) for name, each in stage.expand().items()}}
 
     def _mapped(self, value: Any) -> Any:

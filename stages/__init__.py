@@ -9,7 +9,15 @@ from graftline.stages.specification import Execution, FrozenMapping, Paper, Plug
 from graftline.stages.stage import Adapter, Context, Model, Report, Resources, Rows, Service, Stage, View
 from graftline.stages.value_graph import replace
 
-__getattr__, __dir__ = family(__name__, Llm="lm.llm", Endpoint="lm.endpoint")
+__getattr__, __dir__ = family(
+    __name__,
+    Llm="lm.llm",
+    Endpoint="lm.endpoint",
+    Repeat="repeat",
+    Previous="repeat",
+    Round="repeat",
+    Until="until",
+)
 
 __all__ = [
     "Adapter",

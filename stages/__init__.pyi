@@ -7,9 +7,13 @@ from graftline.stages import read as read
 from graftline.stages import score as score
 from graftline.stages import select as select
 from graftline.stages import serve as serve
+from graftline.stages import sweep as sweep
 from graftline.stages import train as train
 from graftline.stages.lm.endpoint import Endpoint as Endpoint
 from graftline.stages.lm.llm import Llm as Llm
+from graftline.stages.repeat import Previous as Previous
+from graftline.stages.repeat import Repeat as Repeat
+from graftline.stages.repeat import Round as Round
 from graftline.stages.shapes import Made as Made
 from graftline.stages.shapes import Mapper as Mapper
 from graftline.stages.shapes import Rounds as Rounds
@@ -31,4 +35,5 @@ from graftline.stages.stage import Rows as Rows
 from graftline.stages.stage import Service as Service
 from graftline.stages.stage import Stage as Stage
 from graftline.stages.stage import View as View
+from graftline.stages.until import Until as Until
 from graftline.stages.value_graph import replace as replace

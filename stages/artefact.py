@@ -107,6 +107,17 @@ class Artefact:
             done.touch()
         return target
 
+    def copy(self, out: Path) -> None:
+        """Copy its listed files into a local folder."""
+        import pyarrow.fs as fs
+
+        for path in self.files(""):
+            target = out / path.removeprefix(f"{self.path}/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fs.copy_files(
+                path, str(target), source_filesystem=self.filesystem, destination_filesystem=fs.LocalFileSystem()
+            )
+
     def json(self, name: str) -> dict[str, Any]:
         """One of its JSON files (`report.json`)."""
         with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:

@@ -45,6 +45,10 @@ class Added:
     """Marks a field added after the class's first release: not fingerprinted while it equals its default."""
 
 
+class Template:
+    """Marks a field whose stages are not read: a pattern, of which the stage has variations made (`context.run`)."""
+
+
 class FrozenMapping(Mapping[Any, Any]):
     """An immutable mapping, ordered by its keys' canonical form."""
 
@@ -100,8 +104,15 @@ class Specification(BaseModel):
     tier: ClassVar[int] = 1
     qualified: ClassVar[str] = ""
     """The class's name in fingerprints and JSON: its module (of a user's file: the stem) and name."""
+    stand_in: ClassVar[Any] = None
+    """Of a placeholder for a plain value: what a field that it fills is checked with."""
+    placeholder: ClassVar[bool] = False
+    """Whether it stands for something that is put in its place later."""
+    binds: ClassVar[bool] = False
+    """Whether the placeholders in its `Template` fields are its own to fill."""
 
     _key: str = PrivateAttr("")
+    _open: bool = PrivateAttr(False)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
@@ -112,11 +123,16 @@ class Specification(BaseModel):
         cls.qualified = f"{module}.{cls.__qualname__}"
 
     def __init__(self, /, **fields: Any) -> None:
-        given = _Fields((name, thaw(value)) for name, value in fields.items())
+        held = {name: each for name, each in fields.items() if getattr(each, "stand_in", None) is not None}
+        given = _Fields((name, thaw(each)) for name, each in fields.items())
+        given.update((name, each.stand_in) for name, each in held.items())
         try:
             self.__pydantic_validator__.validate_python(given, self_instance=self)
         except ValidationError as error:
             raise _invalid(type(self), error) from None
+        if held:
+            self.__dict__.update(held)
+            self._seal()
 
     @model_validator(mode="wrap")
     @classmethod
@@ -133,9 +149,13 @@ class Specification(BaseModel):
     def model_post_init(self, context: Any, /) -> None:
         for name in type(self).model_fields:
             self.__dict__[name] = freeze(self.__dict__[name])
+        self._seal()
+        self.check()
+
+    def _seal(self) -> None:
         own = {name: plain(self.__dict__[name], reference, f"{type(self).__name__}.{name}") for name in self._names()}
         self._key = digest([self.qualified, self.version, own])
-        self.check()
+        self._open = self.placeholder or any(child.is_open for child in self.children(templates=not self.binds))
 
     def check(self) -> None:
         """Checks across fields, at construction. Raises `InvalidField`."""
@@ -149,6 +169,11 @@ class Specification(BaseModel):
         """64 hex digits over the class and all fields as written, execution fields included."""
         return self._key
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is, or is made from, a placeholder that is not filled yet: its columns are not known."""
+        return self._open
+
     @classmethod
     def _names(cls) -> list[str]:
         return _sorted_fields(cls)
@@ -157,6 +182,11 @@ class Specification(BaseModel):
     def is_execution(cls, name: str) -> bool:
         """Whether a field is an execution field."""
         return any(mark is Execution for mark in cls.model_fields[name].metadata)
+
+    @classmethod
+    def is_template(cls, name: str) -> bool:
+        """Whether a field is a pattern."""
+        return name in _templates(cls)
 
     def semantic(self, pins: Pins) -> dict[str, Any]:
         """Field → value of what the fingerprint covers."""
@@ -173,10 +203,13 @@ class Specification(BaseModel):
             values[name] = pinned.get(name, self.__dict__[name])
         return values
 
-    def children(self) -> list[Specification]:
-        """The specifications directly in the fields, at any depth of containers, in field order."""
+    def children(self, templates: bool = True) -> list[Specification]:
+        """The specifications directly in the fields (`templates`: also in those that are patterns), at any depth of
+        containers, in field order."""
         found: dict[str, Specification] = {}
         for name in self._names():
+            if not templates and name in _templates(type(self)):
+                continue
             for child in specifications(self.__dict__[name]):
                 found.setdefault(child.key, child)
         return list(found.values())
@@ -235,6 +268,11 @@ def _sorted_fields(kind: type[Specification]) -> list[str]:
     return sorted(kind.model_fields)
 
 
+@functools.cache
+def _templates(kind: type[Specification]) -> frozenset[str]:
+    return frozenset(name for name, field in kind.model_fields.items() if Template in field.metadata)
+
+
 def reference(child: Specification) -> Any:
     """How JSON refers to a specification."""
     return {"$": child.key}
@@ -249,7 +287,9 @@ def plain(value: Any, reference: Callable[[Specification], Any], where: str = ""
     if isinstance(value, (tuple, list)):
         return [plain(item, reference, where) for item in value]
     if isinstance(value, Mapping):
-        return {"map": [[plain(key, reference, where), plain(item, reference, where)] for key, item in value.items()]}
+        pairs = [[plain(key, reference, where), plain(item, reference, where)] for key, item in value.items()]
+        # By the key as it is referred to here: a stage's own key sees execution fields, which no fingerprint does.
+        return {"map": sorted(pairs, key=lambda pair: canonical(pair[0]))}
     if isinstance(value, (str, int, float)):
         return value
     raise InvalidField(

@@ -76,7 +76,7 @@ class Stage(Specification):
         super().model_post_init(context)
         for field, needed in self.columns_needed().items():
             for path, stage in _stages_of(self.__dict__[field], f"{type(self).__name__}.{field}"):
-                if stage.kind == "rows":
+                if stage.kind == "rows" and not stage.is_open:
                     _check_columns(path, stage, needed)
         if self.kind == "rows":
             self._columns = dict(self.columns_made())
@@ -142,6 +142,10 @@ class Stage(Specification):
 
     def expand(self) -> Mapping[str, Stage]:
         """Hidden stages this one reads (name → stage): run, cached and shared like any other."""
+        return {}
+
+    def foreseen(self) -> Mapping[str, Stage]:
+        """For `plan`: the stages it will have made by `context.run` (name → stage), as far as that is known before."""
         return {}
 
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
@@ -235,6 +239,8 @@ class Takes:
                 "takes a stage that makes {kind}, not {given}",
                 {"kind": self.kind, "given": short(value)},
             )
+        if value.placeholder:
+            return value
         if value.kind != self.kind and not (self.kind == "model" and value.kind == "adapter"):
             raise PydanticCustomError(
                 "wrong_kind",

@@ -6,7 +6,7 @@ Every walk is iterative, over unique nodes: thirty stacked diamonds or a chain o
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from graftline.stages.errors import InvalidField, UnknownStage
@@ -32,9 +32,10 @@ def walk(*roots: Specification) -> list[Specification]:
 
 
 def inputs(stage: Stage) -> list[Stage]:
-    """The stages a stage reads directly: through its fields and its plugs' fields, and those of `expand()`."""
+    """The stages a stage reads directly: through its fields (patterns apart) and its plugs' fields, and those of
+    `expand()`."""
     found: dict[str, Stage] = {}
-    stack: list[Specification] = list(reversed([*stage.children(), *stage.expand().values()]))
+    stack: list[Specification] = list(reversed([*stage.children(templates=False), *stage.expand().values()]))
     while stack:
         node = stack.pop()
         if isinstance(node, Stage):
@@ -42,6 +43,36 @@ def inputs(stage: Stage) -> list[Stage]:
         else:
             stack.extend(reversed(node.children()))
     return list(found.values())
+
+
+def frontier(variants: Iterable[Stage], besides: Collection[Stage] = ()) -> dict[str, Stage]:
+    """The deepest stages that several stages' graphs have in common (key → stage), hidden ones included; the stages
+    themselves are never among them, nor what only `besides` read."""
+    graphs = [everything(variant) for variant in variants]
+    shared = set.intersection(*(set(graph) for graph in graphs))
+    found = {}
+    for graph in graphs:
+        for stage, reads in graph.values():
+            if stage not in besides and (stage.key not in shared or stage.key == next(reversed(graph))):
+                found |= {each.key: each for each in reads if each.key in shared}
+    return found
+
+
+def everything(root: Stage) -> dict[str, tuple[Stage, list[Stage]]]:
+    """Key → stage and what it reads, of all that is made for a stage, hidden ones included; the stage itself last."""
+    found: dict[str, tuple[Stage, list[Stage]]] = {}
+    stack: list[tuple[Stage, list[Stage] | None]] = [(root, None)]
+    while stack:
+        stage, reads = stack.pop()
+        if stage.key in found:
+            continue
+        if reads is not None:
+            found[stage.key] = (stage, reads)
+            continue
+        reads = inputs(stage)
+        stack.append((stage, reads))
+        stack += [(each, None) for each in reads]
+    return found
 
 
 def fingerprints(roots: Sequence[Specification], pins: Pins) -> dict[str, str]:
@@ -69,6 +100,38 @@ def replace(root: Any, where: str | tuple[Stage, str], value: Any) -> Any:
         InvalidField: the path leads nowhere, or the value is refused; `where` is the full path.
         UnknownStage: the stage does not occur under the root.
     """
+    owner, rest, shown = located(root, where)
+    return substitute(root, {owner.key: _changed(owner, rest, value, shown)})
+
+
+def varied(root: Any, changes: Mapping[str | tuple[Stage, str], Any]) -> dict[str, Any]:
+    """Old key → what stands in its place, of everything under `root`, with several fields changed at once: each `where`
+    names its stage as it is under `root` now, whatever else changes in it or above it.
+
+    Raises:
+        InvalidField, UnknownStage: as for `replace`.
+    """
+    owned: dict[str, list[tuple[list[str], Any, str]]] = {}
+    for where, value in changes.items():
+        owner, rest, shown = located(root, where)
+        owned.setdefault(owner.key, []).append((rest, value, shown))
+
+    def change(node: Specification, rebuild: Callable[[], Specification]) -> Specification:
+        new = rebuild()
+        for rest, value, shown in owned.get(node.key, ()):
+            new = _changed(new, rest, value, shown)
+        return new
+
+    return _rebuilt(root, change)
+
+
+def located(root: Any, where: str | tuple[Stage, str]) -> tuple[Any, list[str], str]:
+    """The stage that owns a field (the last one on the path), the rest of the path from there, and how errors name it.
+
+    Raises:
+        InvalidField: the path leads nowhere.
+        UnknownStage: the stage does not occur under the root.
+    """
     if isinstance(where, tuple):
         target, path = where
         if not any(node == target for node in walk(root)):
@@ -81,32 +144,47 @@ def replace(root: Any, where: str | tuple[Stage, str], value: Any) -> Any:
     parts = path.split(".")
     owner, rest = target, parts
     node: Any = target
-    for position, part in enumerate(parts[:-1]):  # the last stage on the path owns the change
+    for position, part in enumerate(parts[:-1]):
         node = _step(node, part, shown)
         if isinstance(node, Stage):
             owner, rest = node, parts[position + 1 :]
-    try:
-        changed = _set(owner, rest, value, shown)
-    except InvalidField as error:
-        if error.where == shown:
-            raise
-        raise type(error)(f"{error.what} ({error.where})", where=shown, do=error.do) from None
-    return substitute(root, {owner.key: changed})
+    _step(node, parts[-1], shown)
+    return owner, rest, shown
 
 
 def substitute(root: Any, changed: Mapping[str, Specification]) -> Any:
     """The graph under `root` with specifications (by key) replaced, and all that hold them rebuilt."""
-    now: dict[str, Specification] = {}
+    return _rebuilt(root, _put(changed))[root.key]
+
+
+def fill(root: Any, changed: Mapping[str, Any]) -> Any:
+    """The graph under `root` with placeholders (by key) filled; those that belong to an inner one (`binds`) stay."""
+    return _rebuilt(root, _put(changed), filling=True)[root.key]
+
+
+def _put(changed: Mapping[str, Any]) -> Callable[[Any, Callable[[], Any]], Any]:
+    return lambda node, rebuild: changed[node.key] if node.key in changed else rebuild()
+
+
+def _rebuilt(root: Any, change: Callable[[Any, Callable[[], Any]], Any], filling: bool = False) -> dict[str, Any]:
+    """Old key → what `change` answers, of each specification under `root`, children first; it is given the
+    specification, and a function that gives it with its changed children."""
+    now: dict[str, Any] = {}
     for node in walk(root):
-        if node.key in changed:
-            now[node.key] = changed[node.key]
-        elif any(now[child.key] is not child for child in node.children()):
-            now[node.key] = type(node)(
-                **{name: mapped(value, lambda child: now[child.key]) for name, value in node.__dict__.items()}
+
+        def rebuild(node: Any = node) -> Any:
+            own = filling and node.binds
+            if all(now[child.key] is child for child in node.children(templates=not own)):
+                return node
+            return type(node)(
+                **{
+                    name: value if own and node.is_template(name) else mapped(value, lambda child: now[child.key])
+                    for name, value in node.__dict__.items()
+                }
             )
-        else:
-            now[node.key] = node
-    return now[root.key]
+
+        now[node.key] = change(node, rebuild)
+    return now
 
 
 def to_json(roots: Mapping[str, Specification]) -> dict[str, Any]:
@@ -164,6 +242,16 @@ def _find_class(qualified: str, classes: Mapping[str, type[Specification]]) -> t
 def unpickled(table: dict[str, Any], classes: dict[str, type[Specification]]) -> Any:
     """A specification from its pickle: its flat table, and its classes by name."""
     return from_json(table, classes)[""]
+
+
+def _changed(owner: Any, rest: list[str], value: Any, shown: str) -> Any:
+    """A stage with one field changed; errors name the whole path."""
+    try:
+        return _set(owner, rest, value, shown)
+    except InvalidField as error:
+        if error.where == shown:
+            raise
+        raise type(error)(f"{error.what} ({error.where})", where=shown, do=error.do) from None
 
 
 def _step(node: Any, part: str, shown: str) -> Any:

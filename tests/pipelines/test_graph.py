@@ -1,3 +1,5 @@
+from typing import Annotated
+
 import pytest
 
 from graftline.pipelines.artefacts import Artefacts
@@ -6,6 +8,7 @@ from graftline.pipelines.pins import OutsidePins
 from graftline.pipelines.store import Store
 from graftline.stages import Adapter, Llm, Mapper, Model, Rows, Scorer, Selector, Source, Stage, View, select
 from graftline.stages.errors import InvalidField
+from graftline.stages.specification import Template
 
 
 class Lines(Source):
@@ -99,6 +102,24 @@ def test_what_a_consumer_of_an_adapter_needs():
     assert graph.bases[report.key] == [Llm("tiny")] and Llm("tiny") not in graph.reads[report.key]
     nested = Tuned(model=tuned, rows=Lines())
     assert Graph.of({"": nested}).bases[nested.key] == [Llm("tiny")]
+
+
+class Varying(Stage):
+    """Holds a pattern."""
+
+    makes = "adapter"
+    inside: Annotated[Stage, Template]
+
+
+def test_a_pattern_is_not_run_but_its_code_counts(tmp_path):
+    varying = Varying(inside=Tuned(model=Llm("tiny"), rows=Lines()))
+    graph = Graph.of({"": varying}).fingerprinted(OutsidePins(str(tmp_path)))
+    assert list(graph.stages.values()) == [varying]
+    known = Known(Artefacts(Store(str(tmp_path))))
+    whole = known.identity(graph, [varying]).source
+    other = Varying(inside=Llm("tiny"))
+    alone = known.identity(Graph.of({"": other}).fingerprinted(OutsidePins(str(tmp_path))), [other]).source
+    assert len({whole, alone}) == 2, "the pattern's own classes are part of the code"
 
 
 def test_what_a_pipeline_may_be(tmp_path):

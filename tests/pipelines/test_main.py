@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from graftline.pipelines.main import app, plain
+from graftline.pipelines.main import app, plain, result
 
 HERE = ("--address", "here")
 """Runs in this process: what is tested here needs no Ray."""
@@ -228,6 +228,22 @@ def test_the_result_line_is_strict_json():
 
     value = {"nan": float("nan"), "numpy": np.float32(0.5), "list": (1, np.int64(2), None), 3: Path("x")}
     assert json.dumps(plain(value), allow_nan=False) == '{"nan": null, "numpy": 0.5, "list": [1, 2, null], "3": "x"}'
+
+
+def test_the_result_lines_adapter_is_the_pipelines_own():
+    class Done:
+        seconds, fetch_seconds, cached, ran = 1.0, 0.0, 0, 2
+        record = {
+            "stages": [
+                {"part": "", "path": "p", "kind": "adapter", "digest": "best", "rows": None, "asked_by": ""},
+                {"part": "", "path": "p", "kind": "adapter", "digest": "trial", "rows": None, "asked_by": "k"},
+            ]
+        }
+
+    class Named:
+        name = "p"
+
+    assert result(Named(), Done())["adapter_digest"] == "best"
 
 
 def test_a_run_without_a_service_cannot_be_served(call, pipeline_file):

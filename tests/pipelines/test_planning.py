@@ -29,6 +29,7 @@ from graftline.stages import (
     select,
 )
 from graftline.stages.errors import CannotPlace, FileMissing, ModelNotFound, PortInUse, RequestError
+from graftline.stages.specification import Template
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -218,6 +219,25 @@ def test_what_will_run_is_checked_before_it_does(look, tmp_path):
     look(pipeline["c"], address="some-cluster:6379")
     run({"a": Length(rows=Lines()), "c": Same(rows=Lines())}, base=tmp_path, address="here")
     assert [step.name for step in look(pipeline).to_run] == [], "what is there needs nothing"
+
+
+class Asking(Stage):
+    """Has two others made."""
+
+    makes = "report"
+    inside: Annotated[Rows, Template]
+
+    def foreseen(self):
+        more = {"two": Asking(inside=Same(rows=self.inside))} if isinstance(self.inside, Lines) else {}
+        return {"one": self.inside, **more}
+
+
+def test_what_will_be_asked_for_is_shown(look):
+    planned = look(Asking(inside=Lines(label="inner"), label="top"))
+    told = {step["name"]: step["why"] for step in planned.to_dict()["steps"]}
+    assert told["top"] == "" and told["inner"] == "asked for by top" and told["Asking"] == "asked for by top"
+    assert told["Same"] == "asked for by Asking"
+    assert [step.name for step in planned.steps] == ["top"] == [step.name for step in planned.to_run]
 
 
 def test_paths_count_from_the_callers_file(tmp_path):

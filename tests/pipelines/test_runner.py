@@ -91,6 +91,8 @@ def test_what_trials_share_is_made_once(go):
     }  # fmt: skip
     lines = {(line["name"], line["why"]) for line in made.record["stages"] if line["status"] == "ran"}
     assert ("Trial", "asked for by Sweep") in lines and made.ran == 1 + 2 * 3 + 1
+    asked = {line["name"]: bool(line["asked_by"]) for line in made.record["stages"]}
+    assert asked["Sweep"] is False and made.record["stages"][-1]["asked_by"]
     again = go(Sweep(trial=trial(), factors=(3, 2, 4)))
     assert MADE["Trial 3"] == 1 and MADE["Trial 4"] == 1 and MADE["Numbers"] == 1
     assert again["result"].metrics["4"] == 16
@@ -118,6 +120,18 @@ def test_what_does_not_fit_the_cluster_is_refused_before_it_starts(go, monkeypat
     with pytest.raises(CannotPlace, match="needs 3 cpus at once"):
         go({"a": trial(resources=Resources(cpus=3.0)), "b": Size(rows=Numbers())})
     assert not MADE, "nothing was started"
+
+
+def test_what_will_be_asked_for_must_fit_too(go, monkeypatch):
+    class Foreseeing(Sweep):
+        def foreseen(self):
+            return {"first": self.trial.replace("resources", Resources(cpus=3.0))}
+
+    monkeypatch.setattr("graftline.pipelines.running.this_machine", lambda: Node(64, driver=True))
+    monkeypatch.setattr(runner.Here, "nodes", lambda self: [Node(2, driver=True)])
+    with pytest.raises(CannotPlace, match="Trial: needs 3 cpus at once"):
+        go(Foreseeing(trial=trial()))
+    assert not MADE
 
 
 def test_stages_wait_for_room(go, monkeypatch):

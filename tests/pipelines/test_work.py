@@ -1,4 +1,5 @@
 import math
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from graftline.pipelines.work import Work, input_rows, made_product, plain
 from graftline.stages import Adapter, Plug, Resources, Rows, Selector, Source, Stage, View
 from graftline.stages.artefact import Artefact
 from graftline.stages.errors import UnknownStage
+from graftline.stages.specification import Template
 
 
 class Numbers(Source):
@@ -38,6 +40,7 @@ class Everything(Stage):
     plug: Needing
     empty: tuple[Rows, ...] = ()
     number: int = 3
+    inside: Annotated[Rows | None, Template] = None
 
     def expand(self):
         return {"hidden": Numbers(n=9)}
@@ -59,7 +62,8 @@ def test_inputs_arrive_shaped_like_their_fields():
     split = Split(rows=Numbers())
     part = View(of=split, part="train")
     stage = Everything(
-        one=Numbers(n=1), many=(Numbers(n=2), part), named={"a": Tuned(n=3)}, plug=Needing(rows=Numbers(n=4))
+        one=Numbers(n=1), many=(Numbers(n=2), part), named={"a": Tuned(n=3)}, plug=Needing(rows=Numbers(n=4)),
+        inside=Numbers(n=7),
     )
     work = order(stage, Numbers(n=1), Numbers(n=2), split, Tuned(n=3), Numbers(n=4), Numbers(n=9))
     found = work.arguments(stage)

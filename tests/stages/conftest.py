@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from graftline.stages.shapes import Scorer, Selector, Source, Verdict
-from graftline.stages.specification import Added, Execution, Plug
+from graftline.stages.specification import Added, Execution, Plug, Template
 from graftline.stages.stage import Model, Rows, Stage, View
 from graftline.stages.value_graph import fingerprints
 
@@ -68,7 +68,32 @@ class Both(Source):
     named: dict[str, Rows] = {}
 
 
-CLASSES = {kind.qualified: kind for kind in (Lines, Length, Pick, Parts, Knob, Brain, Fit, Both, View)}
+class Varied(Stage):
+    """Holds a pattern, and a mapping whose keys have a stage in them."""
+
+    makes = "adapter"
+    inside: Annotated[Stage, Template]
+    over: Annotated[dict[str | tuple[Stage, str], int], Template] = {}
+    rows: Rows | None = None
+
+
+class Gap(Stage):
+    """A placeholder for a stage."""
+
+    makes = "rows"
+    placeholder = True
+
+
+class Count(Plug):
+    """A placeholder for a number."""
+
+    placeholder = True
+    stand_in = 1
+    times: int = 1
+
+
+KINDS = (Lines, Length, Pick, Parts, Knob, Brain, Fit, Both, View, Varied, Gap, Count)
+CLASSES = {kind.qualified: kind for kind in KINDS}
 
 
 def fingerprint(stage: Stage) -> str:

@@ -37,6 +37,12 @@ def test_a_part_is_its_own_rows_and_digest(artefact: Artefact) -> None:
     assert (left.count, left.digest) == (2, "L")
 
 
+def test_a_copy_has_the_listed_files_alone(artefact: Artefact, tmp_path: Path) -> None:
+    artefact.copy(tmp_path / "copy")
+    found = {path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*.*")}
+    assert found == {"rows/left/0.parquet", "rows/right/0.parquet", "report.json"}
+
+
 def test_a_missing_file_is_a_store_failure(artefact: Artefact) -> None:
     (Path(artefact.path) / "rows/left/0.parquet").unlink()
     with pytest.raises(StoreFailed):

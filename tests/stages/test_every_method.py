@@ -97,9 +97,9 @@ def others(annotation: Any, value: Any, marks: tuple[Any, ...] = ()) -> Iterator
 
 
 def changed(made: Specification) -> Iterator[Specification]:
-    """A specification with one field changed, for each field."""
+    """A specification with one semantic field changed, for each."""
     for name in type(made).model_fields:
-        new = changed_field(made, name)
+        new = None if made.is_execution(name) else changed_field(made, name)
         if new is not None:
             yield new
 

@@ -16,9 +16,36 @@ from hypothesis import strategies as st
 from graftline.stages.errors import InvalidField, UnknownStage, WrongKind
 from graftline.stages.shapes import Source
 from graftline.stages.stage import Resources, Stage, View
-from graftline.stages.value_graph import fingerprints, from_json, inputs, replace, to_json, walk
+from graftline.stages.value_graph import (
+    fill,
+    fingerprints,
+    from_json,
+    frontier,
+    inputs,
+    replace,
+    substitute,
+    to_json,
+    varied,
+    walk,
+)
 
-from .conftest import CLASSES, Both, Brain, Fit, Knob, Length, Lines, Parts, Pick, Raw, chain, fingerprint
+from .conftest import (
+    CLASSES,
+    Both,
+    Brain,
+    Count,
+    Fit,
+    Gap,
+    Knob,
+    Length,
+    Lines,
+    Parts,
+    Pick,
+    Raw,
+    Varied,
+    chain,
+    fingerprint,
+)
 
 
 @given(n=st.integers(), share=st.floats(allow_nan=False, allow_infinity=False), tags=st.lists(st.text(), max_size=3))
@@ -161,3 +188,92 @@ def test_json_of_an_unknown_class_is_refused() -> None:
     for name in ("os.system", "graftline.stages.stage.walk", "graftline.stages.nowhere.X"):
         with pytest.raises(UnknownStage):
             from_json({**table, "stages": {"k": {**entry, "class": name}}}, CLASSES)
+
+
+# --- mappings whose keys have stages in them, patterns, placeholders ----------------------------------------------
+
+KEYS = st.dictionaries(st.tuples(st.integers(0, 5), st.sampled_from(["n", "share"])), st.integers(0, 9), max_size=6)
+
+
+def keyed(cells: dict[tuple[int, str], int], label: str = "") -> Varied:
+    over = {(Lines(n=n, label=f"{label}{7 * n % 5}" or None), path): value for (n, path), value in cells.items()}
+    return Varied(inside=chain(), over={**over, "rows.by": 1})
+
+
+@given(cells=KEYS)
+def test_keys_with_stages_in_them_round_trip(cells: dict[tuple[int, str], int]) -> None:
+    stage = keyed(cells)
+    table = json.loads(json.dumps(to_json({"result": stage})))
+    assert from_json(table, CLASSES) == {"result": stage} and pickle.loads(pickle.dumps(stage)) == stage
+    assert keyed(dict(reversed(cells.items()))) == stage, "written in another order, it is the same mapping"
+    assert {key: stage.over[key] for key in stage.over} == stage.over and hash(stage.over) == hash(keyed(cells).over)
+    assert {node for node in walk(stage) if isinstance(node, Lines) and node != Lines()} <= {
+        key[0] for key in stage.over if isinstance(key, tuple)
+    }
+
+
+@given(cells=KEYS, label=st.sampled_from(["", "a", "zz"]))
+def test_no_label_moves_the_fingerprint_through_a_mappings_keys(cells: dict[tuple[int, str], int], label: str) -> None:
+    """A stage's key sees its label, and mappings are in the order of their keys."""
+    assert fingerprint(keyed(cells)) == fingerprint(keyed(cells, label))
+    if cells:
+        place = next(iter(cells))
+        assert fingerprint(keyed(cells)) != fingerprint(keyed({**cells, place: cells[place] + 1}))
+
+
+@given(cells=KEYS, n=st.integers(6, 9))
+def test_stages_in_keys_are_replaced_like_any_other(cells: dict[tuple[int, str], int], n: int) -> None:
+    stage = keyed({**cells, (0, "n"): 3})
+    old = next(key[0] for key in stage.over if isinstance(key, tuple) and key[0].n == 0)
+    new = Lines(n=n)
+    for changed in (substitute(stage, {old.key: new}), stage.replace((old, "n"), n).replace((Lines(
+            n=n, label=old.label), "label"), None)):  # fmt: skip
+        assert changed.over[(new, "n")] == 3 and (old, "n") not in changed.over
+        assert len(changed.over) == len(stage.over)
+
+
+def test_a_pattern_is_no_input() -> None:
+    pattern, read = chain(n=3), Lines(n=5)
+    stage = Varied(inside=pattern, over={(pattern, "by"): 1}, rows=read)
+    assert inputs(stage) == [read] and pattern in stage.children() and pattern not in stage.children(templates=False)
+    assert fingerprint(stage) != fingerprint(Varied(inside=chain(n=4), over={}, rows=read))
+
+
+def test_fields_of_stages_in_a_line_vary_together() -> None:
+    lines = Lines()
+    picked = Pick(rows=Length(rows=lines))
+    root = Fit(model=Brain(), rows=picked, knob=Knob(start=lines))
+    now = varied(root, {(lines, "n"): 2, (lines, "share"): 0.25, (root, "knob.rank"): 8, (picked, "by"): "length"})
+    new = now[root.key]
+    assert new == Fit(
+        model=Brain(), rows=Pick(rows=Length(rows=Lines(n=2, share=0.25))),
+        knob=Knob(rank=8, start=Lines(n=2, share=0.25)),
+    )  # fmt: skip
+    assert now[picked.key] == new.rows and now[Brain().key] == Brain()
+    with pytest.raises(InvalidField, match=r"^\(Lines, 'n'\).*integer"):
+        varied(root, {(lines, "n"): "two"})
+
+
+def test_a_frontier_is_what_graphs_share() -> None:
+    one, other = Lines(n=1), Lines(n=2)
+    deep = Length(rows=one)
+    roots = [Fit(model=Brain(), rows=Pick(rows=deep), knob=Knob(start=each)) for each in (one, other)]
+    assert set(frontier(roots).values()) == {Brain(), roots[0].rows, one}, "the first one reads `one` itself"
+    assert set(frontier([*roots[1:], roots[1].replace("knob.rank", 5)], [roots[1].rows]).values()) == {Brain(), other,
+           roots[0].rows}  # fmt: skip
+    assert set(frontier(roots[:1]).values()) == {Brain(), roots[0].rows, one}
+    assert set(frontier([Both(rows=(deep,)), Both(rows=(deep, other))]).values()) == {deep}
+
+
+def test_placeholders_go_anywhere_and_are_filled() -> None:
+    body = Fit(model=Gap(), rows=Pick(rows=Gap()), knob=Knob(rank=Count(times=3)))
+    assert body.is_open and not Fit(model=Brain(), rows=Lines()).is_open
+    assert from_json(to_json({"b": body}), CLASSES) == {"b": body} == pickle.loads(pickle.dumps({"b": body}))
+    assert body != Fit(model=Gap(), rows=Pick(rows=Gap()), knob=Knob(rank=Count(times=4)))
+    with pytest.raises(WrongKind, match="takes model, but Length makes rows"):
+        fill(body, {Gap().key: Length(rows=Lines()), Count(times=3).key: 5})
+    lines = Pick(rows=Gap())
+    assert fill(lines, {Gap().key: Length(rows=Lines())}) == chain()
+    assert fill(body.knob, {Count(times=3).key: 5}) == Knob(rank=5)
+    with pytest.raises(InvalidField, match=r"Lines\.tags"):
+        Lines(tags=Count())  # it stands for a whole number

@@ -1,0 +1,243 @@
+"""`Sweep` as a stage: what it refuses, what it reads, what it has made, what wins."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from graftline.pipelines import plan
+from graftline.stages import Llm, sweep, train
+from graftline.stages.errors import CannotPlace, InvalidField, RunError, UnknownStage, WrongKind
+from graftline.stages.stage import Resources
+from graftline.stages.value_graph import inputs
+
+# --- the value --------------------------------------------------------------------------------------------------
+
+
+def test_its_kind_is_that_of_the_stage_inside(pipe: Any, parts: Any) -> None:
+    over = {"knob.rank": sweep.grid(4, 8)}
+    assert sweep.Sweep(stage=pipe.tuned, over=over).kind == "adapter"
+    in_report = {"adapters.x.knob.rank": sweep.grid(4, 8)}
+    assert sweep.Sweep(stage=pipe.report, over=in_report, metric="right/x", mode="max").kind == "report"
+    whole = train.Train(model=Llm("tiny"), rows=pipe.split.train, held_out=pipe.split.dev, adapter=train.Full())
+    assert sweep.Sweep(stage=whole, over={"steps": sweep.grid(1, 2)}).kind == "model"
+    with pytest.raises(WrongKind, match=r"Sweep\.stage: First makes rows"):
+        sweep.Sweep(stage=pipe.chosen, over={"k": sweep.grid(1, 2)})
+
+
+@pytest.mark.parametrize(
+    ("over", "error"),
+    [
+        ({}, r"Sweep\.over: varies nothing"),
+        ({"knob.ranks": sweep.grid(1)}, r"^knob\.ranks: Knob has no 'ranks'.*rank"),
+        ({"nob.rank": sweep.grid(1)}, r"^nob\.rank: Fit has no 'nob'"),
+        ({"names.1": sweep.grid("b")}, r"^names\.1: tuple has no '1'"),
+        ({"rows.size": sweep.grid(1)}, r"^rows\.size: First has no 'size'"),
+        ({"knob.rank": sweep.grid(4, "8")}, r"^\(Fit, 'knob\.rank'\).*integer"),
+        ({"knob.rank": sweep.grid(4, 8), "knob": sweep.grid(1)}, r"Sweep\.over: knob\.rank is swept, and so is knob"),
+        ({"workers": sweep.grid(1, 2)}, r"^workers: workers says how a stage runs"),
+        ({"label": sweep.grid("a", "b")}, r"^label: label says how"),
+        ({"rows.rows.of.seed": sweep.grid(0, 1)}, r"Sweep\.over: rows\.rows\.of\.seed: changes the rows that trials"),
+        ({"held_out.of.rows.factor": sweep.grid(0, 1)}, r"factor: changes the rows that trials are compared on \(H"),
+        ({"model.model": sweep.grid("tiny", "other")}, r"model\.model: would make adapters of several models"),
+        ({"knob.lr": sweep.uniform(0.0, 1.0)}, r"Sweep\.over: knob\.lr: a grid cannot list"),
+    ],
+)  # fmt: skip
+def test_wrong_fields_are_refused_with_their_path(pipe: Any, over: Any, error: str) -> None:
+    with pytest.raises(InvalidField, match=error):
+        sweep.Sweep(stage=pipe.tuned, over=over)
+
+
+def test_the_same_field_by_two_names_is_refused(pipe: Any) -> None:
+    with pytest.raises(InvalidField, match="is swept, and so is"):
+        sweep.Sweep(stage=pipe.tuned, over={"rows.k": sweep.grid(1, 2), (pipe.chosen, "k"): sweep.grid(1, 2)})
+
+
+def test_a_stage_that_is_not_under_it_is_refused(pipe: Any, parts: Any) -> None:
+    with pytest.raises(UnknownStage, match="does not occur under Fit"):
+        sweep.Sweep(stage=pipe.tuned, over={(parts.Texts(count=3), "count"): sweep.grid(1, 2)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"search": "random"}, r"Sweep\.trials: random search has no end"),
+        ({"search": "optuna"}, r"Sweep\.trials: optuna search has no end"),
+        ({"trials": 1}, r"Sweep\.trials: the grid has 2 combinations of 1 fields"),
+        ({"trials": 0}, r"Sweep\.trials"),
+        ({"mode": "least"}, r"Sweep\.mode"),
+        ({"over": {"knob.rank": 4}}, r"Sweep\.over.*Domain"),
+        ({"over": [4, 8]}, r"Sweep\.over"),
+    ],
+)
+def test_wrong_searches_are_refused(pipe: Any, fields: Any, error: str) -> None:
+    with pytest.raises(InvalidField, match=error):
+        sweep.Sweep(**{"stage": pipe.tuned, "over": {"knob.rank": sweep.grid(4, 8)}, **fields})
+
+
+def test_the_metric_must_be_of_the_trials(pipe: Any, parts: Any) -> None:
+    over = {"knob.rank": sweep.grid(4, 8)}
+    with pytest.raises(InvalidField, match=r"Sweep\.metric: Fit has no eval_loss: it has no held-out rows"):
+        sweep.Sweep(stage=pipe.tuned.replace("held_out", None), over=over)
+    other = pipe.report.replace("adapters.x.knob.rank", 5)
+    with pytest.raises(InvalidField, match=r"Sweep\.metric: Judge is no report on Fit"):
+        sweep.Sweep(stage=pipe.tuned, over=over, metric=other.metric("right/x"), mode="max")
+
+
+def test_the_test_part_is_for_reports(pipe: Any, parts: Any) -> None:
+    over = {"knob.rank": sweep.grid(4, 8)}
+    with pytest.raises(InvalidField, match=r"would pick by Halves\.test, which is for reports.*`dev`"):
+        sweep.Sweep(stage=pipe.tuned.replace("held_out", pipe.split.test), over=over)
+    report = pipe.report.replace("rows", parts.First(rows=pipe.split.test))
+    with pytest.raises(InvalidField, match=r"would pick by Halves\.test"):
+        sweep.Sweep(stage=pipe.tuned, over=over, metric=report.metric("right/x"), mode="max")
+
+
+def test_what_changes_the_held_out_rows_as_they_are_measured_is_refused(pipe: Any) -> None:
+    tuned = train.Train(model=Llm("tiny"), rows=pipe.split.train, held_out=pipe.split.dev)
+    with pytest.raises(InvalidField, match=r"max_length: changes the rows that trials are compared on \(.*Tokenised"):
+        sweep.Sweep(stage=tuned, over={"max_length": sweep.grid(64, 128)})
+
+
+def test_it_reads_the_frontier_alone(pipe: Any, parts: Any) -> None:
+    student, split = pipe.student, pipe.split
+    ranks = sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(4, 8)})
+    assert set(inputs(ranks)) == {student, pipe.chosen, split.dev}
+    budgets = sweep.Sweep(stage=pipe.tuned, over={(pipe.chosen, "k"): sweep.grid(1, 2), "knob.rank": sweep.grid(1, 2)})
+    assert set(inputs(budgets)) == {student, split.train, split.dev}
+    one = sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(8)})
+    assert set(inputs(one)) == {student, pipe.chosen, split.dev}
+    judged = sweep.Sweep(
+        stage=pipe.tuned, over={"knob.rank": sweep.grid(4, 8)}, metric=pipe.report.metric("right/x"), mode="max"
+    )
+    assert set(inputs(judged)) == {student, pipe.chosen, split.dev}
+    tuned = train.Train(model=student, rows=pipe.chosen, held_out=split.dev)
+    hidden = set(tuned.expand().values())
+    assert hidden < set(inputs(sweep.Sweep(stage=tuned, over={"adapter.rank": sweep.grid(4, 8)})))
+
+
+def test_several_fields_of_stages_in_a_line_change_together(pipe: Any) -> None:
+    over = {"knob.rank": sweep.grid(5), "knob.lr": sweep.grid(0.5), (pipe.chosen, "k"): sweep.grid(3)}
+    (trial,) = sweep.Sweep(stage=pipe.tuned, over=over).foreseen().values()
+    assert (trial.knob.rank, trial.knob.lr, trial.rows.k) == (5, 0.5, 3)
+    assert trial.held_out == pipe.split.dev and trial.name == "Fit First.k=3, knob.lr=0.5, knob.rank=5"
+
+
+def test_a_whole_plug_or_stage_may_be_swept(pipe: Any, parts: Any) -> None:
+    other = parts.First(rows=pipe.split.train, k=3)
+    over = {"knob": sweep.choice(parts.Knob(rank=1), parts.Knob(rank=2)), "rows": sweep.grid(pipe.chosen, other)}
+    found = sweep.Sweep(stage=pipe.tuned, over=over).foreseen().values()
+    assert {(trial.knob.rank, trial.rows.k) for trial in found} == {(1, 2), (1, 3), (2, 2), (2, 3)}
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+
+def test_the_best_trial_is_the_artefact(pipe: Any, go: Any, made: Any) -> None:
+    over = {"knob.rank": sweep.grid(4, 7, 13), (pipe.chosen, "k"): sweep.grid(1, 2)}
+    best = sweep.Sweep(stage=pipe.tuned, over=over)
+    run = go({"best": best, "report": pipe.report.replace("adapters.x", best)})
+    artefact = run["best"]
+    assert json.loads((artefact.directory("adapter") / "weights.json").read_text()) == [7, 2]
+    assert artefact.digest == f"{7:064x}" and artefact.metrics["best"] == {"knob.rank": 7, "First.k": 2}
+    assert artefact.metrics["eval_loss"] == pytest.approx(501.1) and artefact.manifest["reproducible"]
+    assert made == {"Texts": 1, "Length": 1, "Fit": 6, "Judge": 1}, "the frontier was made once"
+    assert run["report"].metrics == {"right/x": 0.07}
+    table = pq.read_table(artefact.directory() / "trials.parquet").to_pylist()
+    assert [(line["First.k"], line["knob.rank"], line["metric"]) for line in table] == [
+        (1, 4, 1016.1), (1, 7, 1001.1), (1, 13, None), (2, 4, 516.1), (2, 7, 501.1), (2, 13, None),
+    ]  # fmt: skip
+    assert [each["status"] for each in artefact.metrics["trials"]] == ["full"] * 6
+    assert all(each["seconds"] is not None and each["fingerprint"] for each in artefact.metrics["trials"])
+
+
+def test_it_resumes_by_the_store_and_shares_trials(pipe: Any, go: Any, made: Any) -> None:
+    def ranks(*values: int) -> Any:
+        return sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(*values)})
+
+    go(ranks(4, 8))
+    assert made["Fit"] == 2
+    again = go(ranks(4, 8))
+    assert made["Fit"] == 2 and again.ran == 0
+    more = go(ranks(4, 8, 12))
+    assert made["Fit"] == 3 and more["result"].metrics["best"] == {"knob.rank": 8}
+    go(pipe.tuned.replace("knob.rank", 12))
+    assert made["Fit"] == 3, "a trial is an ordinary artefact"
+
+
+def test_a_metric_from_a_report(pipe: Any, go: Any, made: Any) -> None:
+    best = sweep.Sweep(
+        stage=pipe.tuned, over={"knob.rank": sweep.grid(4, 8, 12)}, metric=pipe.report.metric("right/x"), mode="max"
+    )
+    artefact = go(best)["result"]
+    assert artefact.metrics["best"] == {"knob.rank": 12} and artefact.metrics["right/x"] == 0.12
+    assert made["Judge"] == 3 and artefact.kind == "adapter"
+    swept = sweep.Sweep(
+        stage=pipe.report, over={"adapters.x.knob.rank": sweep.grid(4, 8)}, metric="right/x", mode="max"
+    )
+    assert go(swept)["result"].metrics["best"] == {"adapters.x.knob.rank": 8} and made["Fit"] == 3
+
+
+def test_what_fails_or_measures_nan_never_wins(pipe: Any, go: Any) -> None:
+    best = sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(-1, 13, 100)})
+    run = go(best)
+    assert run["result"].metrics["best"] == {"knob.rank": 100} and run.state == "done"
+    lines = {each["values"]["knob.rank"]: each for each in run["result"].metrics["trials"]}
+    assert lines[-1]["status"] == "failed" and "the loss is nan at step 1" in lines[-1]["why"]
+    assert lines[13]["status"] == "full" and lines[13]["metric"] is None
+    assert (run["result"].metrics["trials_full"], run["result"].metrics["trials_failed"]) == (2, 1)
+    for ranks, why in (((-1, -2), "the loss is nan"), ((13,), "no finite number")):
+        with pytest.raises(RunError, match=rf"none of {len(ranks)} trials has a eval_loss: .*{why}"):
+            go(sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(*ranks)}))
+
+
+def test_ties_go_to_the_smaller_fingerprint(pipe: Any, go: Any) -> None:
+    for ranks in ((7, 9), (9, 7)):
+        artefact = go(sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(*ranks)}))["result"]
+        first = min(artefact.metrics["trials"], key=lambda each: each["fingerprint"])
+        assert {each["metric"] for each in artefact.metrics["trials"]} == {501.1}
+        assert artefact.metrics["best"] == first["values"]
+
+
+def test_a_metric_that_the_trials_do_not_have(pipe: Any, go: Any) -> None:
+    with pytest.raises(InvalidField, match=r"Sweep\.metric: the trials have no 'accuracy'.*rows, eval_loss"):
+        go(sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(4, 8)}, metric="accuracy"))
+
+
+def test_an_error_of_the_world_ends_it(pipe: Any, go: Any, parts: Any) -> None:
+    class Down(parts.Fit):
+        def make(self, *arguments: Any, **inputs: Any) -> Any:
+            raise OSError(28, "no space left on device")
+
+    fields = {name: value for name, value in pipe.tuned.__dict__.items()}
+    with pytest.raises(Exception, match=r"full|no space"):
+        go(sweep.Sweep(stage=Down(**fields), over={"knob.rank": sweep.grid(4, 8)}))
+
+
+def test_plan_shows_the_trials_and_what_of_them_is_there(pipe: Any, go: Any, tmp_path: Any) -> None:
+    best = sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(4, 8)})
+    go(pipe.tuned.replace("knob.rank", 8))
+    planned = plan(best, str(tmp_path / "store"), base=tmp_path)
+    trials = {step["name"]: (step["status"], step["why"]) for step in planned.to_dict()["steps"] if step["kind"] ==
+              "adapter"}  # fmt: skip
+    assert trials["Sweep"][0] == "run"
+    assert trials["Fit knob.rank=4"] == ("run", "asked for by Sweep") and trials["Fit knob.rank=8"][0] == "cached"
+
+
+def test_plan_refuses_trials_that_cannot_be_placed(pipe: Any, tmp_path: Any) -> None:
+    tuned = train.Train(
+        model=Llm("tiny"), rows=pipe.split.train, held_out=pipe.split.dev, workers=3, resources=Resources(cpus=99.0)
+    )
+    for search in ({}, {"search": "optuna", "trials": 2}):
+        best = sweep.Sweep(stage=tuned, over={"adapter.rank": sweep.grid(4, 8)}, **search)
+        with pytest.raises(CannotPlace, match=r"Train adapter\.rank=4: needs 297 cpus at once \(4 processes\)"):
+            plan(best, str(tmp_path / "store"), base=tmp_path)
+
+
+def test_trials_are_not_the_pipelines_own_adapters(pipe: Any, go: Any) -> None:
+    run = go({"best": sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(4, 8)})})
+    asked = {line["name"] for line in run.record["stages"] if line["asked_by"]}
+    assert asked == {"Fit knob.rank=4", "Fit knob.rank=8"}
