@@ -4,58 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, RequestError
 from graftline.stages.generate.children import Children, question_of
+from graftline.stages.generate.expansion import EXPAND, PAIR, Expansion, apportioned
 from graftline.stages.generate.questions import Question, Questions, Reply, turns
 from graftline.stages.generate.rouge import Pool, words
 from graftline.stages.generate.tagged import pairs, tag, tagged
 from graftline.stages.rows import Columns
-from graftline.stages.shapes import Made, Rounds, RoundsState
+from graftline.stages.shapes import Made, Rounds
 from graftline.stages.specification import Paper
 from graftline.stages.stage import Context, Model, Rows, Stage
 
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Answer, Request
 
-EXPAND = """\
-These instructions are of one kind:
-
-{examples}
-
-Write {outputs} new instructions of the same kind and style, each with another content. Put each one between <answer> \
-and </answer>, and write nothing else."""
-PAIR = """\
-These are instructions of one kind, each with its response:
-
-{examples}
-
-Write {outputs} new ones of the same kind and style, each with another content and its own response. Put each one \
-between <answer> and </answer>, in it the <instruction> and the <response>, and write nothing else."""
 EXPECTED, LEAST = 0.8, 0.25
 """Share of outputs that is kept, before anything is known; and the least that is reckoned with."""
-
-
-@dataclass
-class Expansion(RoundsState):
-    """What was written so far, by category."""
-
-    children: Children = field(kw_only=True)
-    questions: Questions = field(kw_only=True)
-    seeds: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    wanted: Mapping[str, int] = field(default_factory=dict)
-    pool: Pool = field(default_factory=Pool)
-    kept: Counter[str] = field(default_factory=Counter)
-    good: Counter[str] = field(default_factory=Counter)
-    """Outputs that could be kept, also those above the number wanted."""
-    due: Counter[str] = field(default_factory=Counter)
-    """Outputs asked for."""
 
 
 class Expand(Rounds):
@@ -97,6 +67,7 @@ class Expand(Rounds):
     method = "generate.augment_family"
     papers = (Paper("Building a Family of Data Augmentation Models for Low-cost LLM Fine-tuning on the Cloud"),)
     adds = {"op": "string", "category": "string", "max_rouge": "float64", "nearest_id": "string"}
+    specimen: ClassVar[Mapping[str, Any]] = {"by": "answer"}
 
     seeds: Rows
     teacher: Model
@@ -241,17 +212,6 @@ class Expand(Rounds):
             return tag("answer", seed["text"])
         said = (tag("instruction", seed["text"]), tag("response", seed["answer"]))
         return tag("answer", "\n{}\n{}\n".format(*said))
-
-
-def apportioned(count: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Category → its number of `count`: the share rounded down, and one more for the largest remainders (ties by
-    name), so that every one is hit to within one and all add up."""
-    total = math.fsum(shares.values())
-    exact = {category: count * share / total for category, share in sorted(shares.items()) if share > 0}
-    found = {category: math.floor(number) for category, number in exact.items()}
-    for category in sorted(exact, key=lambda name: (found[name] - exact[name], name))[: count - sum(found.values())]:
-        found[category] += 1
-    return found
 
 
 def _key(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -35,6 +35,9 @@ class Shot(Plug):
         rationale: the steps, ending in the answer as the check reads it (`#### 12`).
         answer: the answer alone, for the hint.
     """
+
+    origin = "an example in Star's prompt, no method"
+    specimen: ClassVar[Mapping[str, str]] = {"rationale": "#### 2", "answer": "2"}
 
     question: str
     rationale: str

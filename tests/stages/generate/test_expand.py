@@ -13,7 +13,8 @@ from hypothesis import given as cases
 from hypothesis import strategies as st
 
 from graftline.stages.errors import InvalidField, MissingColumn, RequestError
-from graftline.stages.generate.expand import Expand, apportioned
+from graftline.stages.generate.expand import Expand
+from graftline.stages.generate.expansion import apportioned
 from graftline.stages.generate.questions import NOT_ASKED
 from graftline.stages.generate.rouge import rouge_l, words
 from graftline.stages.generate.tagged import tag, tagged

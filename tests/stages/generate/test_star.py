@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from graftline.pipelines import run
+from graftline.stages import Llm, generate, read, train
 from graftline.stages.errors import InvalidField
 from graftline.stages.generate.questions import CUT_OFF, NOT_ASKED
 from graftline.stages.generate.star import INSTRUCTION, Shot, Star
@@ -159,3 +163,45 @@ def test_fields(stage: Any) -> None:
     assert caught.value.where == "Star.shots.1"
     assert stage(rationalise=0.5).calls_expected({"questions": 100})[0] == 125
     assert stage().rows_expected({"questions": 100}, str) == 100
+
+
+class Even(Check):
+    """Right is what has an even number of words."""
+
+    def checked(self, response: str, reference: str | None) -> Checked:
+        return Checked(int(response == reference or len(response.split()) % 2 == 0))
+
+
+def loop(rows: Any, student: Any, at_most: int = 2, **fields: Any) -> Any:
+    def tune(found: Any) -> Any:
+        return train.Train(model=student, rows=found, adapter=train.Lora(rank=2), steps=2, dtype="float32")
+
+    return generate.star_loop(rows, student, tune, at_most, by=Even(), max_new_tokens=30, **fields)
+
+
+def test_each_round_trains_the_original_model_on_what_the_last_one_explains(given: Any) -> None:
+    student = Llm("tiny", engine="scripted")
+    rounds = list(loop(given(), student, 3, rationalise=0.5).foreseen().values())
+    assert len(rounds) == 3 and all(each.model == student for each in rounds)
+    explaining = [each.rows.model for each in rounds]
+    assert explaining == [student, rounds[0], rounds[1]], "rationales are the last round's"
+    assert {each.rows.questions.key for each in rounds} == {given().key}, "of all questions, anew"
+    assert all(each.rows.rationalise == 0.5 for each in rounds)
+    with pytest.raises(InvalidField, match="another model than the original") as caught:
+        generate.star_loop(given(), student, lambda rows: train.Train(model=Llm("tiny"), rows=rows), 2)
+    assert caught.value.where == "star_loop.tune"
+
+
+@pytest.mark.real
+def test_the_loop_in_a_run(tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text("".join(f'{{"q": "What is {n} + 1?", "a": "{n + 1}"}}\n' for n in range(24)))
+    student = Llm("tiny", engine="scripted")
+    star = loop(read.Jsonl(path="sums.jsonl", prompt="{q}", answer="{a}"), student)
+    made = run(star, str(tmp_path / "store"), base=tmp_path, address="here")["result"]
+    assert made.kind == "adapter" and made.metrics["rounds_made"] == 2
+    explained = sorted((tmp_path / "store" / "artefacts").glob("Star-*"))
+    assert len(explained) == 2, "the second round's rationales are another model's"
+    digests = {json.loads(path.read_text())["digest"] for each in explained for path in each.glob("*/artefact.json")}
+    assert len(digests) == 2
+    again = run(star, str(tmp_path / "store"), base=tmp_path, address="here")
+    assert again.ran == 0 and again["result"].digest == made.digest
