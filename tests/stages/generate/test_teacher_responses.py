@@ -105,6 +105,7 @@ def test_fields(stage: Any) -> None:
     assert caught.value.where == "TeacherResponses.n"
 
 
+@pytest.mark.real
 def test_in_a_run(tmp_path: Path) -> None:
     (tmp_path / "seeds.jsonl").write_text('{"q": "Who?"}\n{"q": "Where to?"}\n{"q": "When?"}\n')
     prompts = read.Jsonl(path="seeds.jsonl", prompt="{q}")
