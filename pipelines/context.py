@@ -339,9 +339,11 @@ def set_threads(threads: int) -> None:
     """Torch's and OpenMP's threads of this process: a reused worker keeps those of the last task."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    if "torch" in sys.modules:
+        import torch  # waits where another thread is still importing it
+
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 @contextmanager

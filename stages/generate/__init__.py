@@ -5,4 +5,4 @@ if not __name__.startswith("graftline."):
 
 from graftline.stages.family import family
 
-__getattr__, __dir__ = family(__name__)
+__getattr__, __dir__ = family(__name__, Shot="star", star_loop="star")

@@ -50,3 +50,26 @@ def broken_rule(
     if forbidden is not None and forbidden.search(folded):
         return "has a forbidden phrase"
     return ""
+
+
+def broken_instruction(text: str, forbidden: re.Pattern[str] | None = None) -> str:
+    """The rule that an instruction breaks, or "".
+
+    Args:
+        text: on one line.
+        forbidden: from `phrases`: what a text model cannot do.
+    """
+    count = len(text.split())
+    if "\x00" in text or "\ufffd" in text:
+        return "has broken characters"
+    if count < LEAST_WORDS:
+        return f"has fewer than {LEAST_WORDS} words"
+    if count > MOST_WORDS:
+        return f"has more than {MOST_WORDS} words"
+    if text[0] in punctuation or not text[0].isascii():
+        return "starts with punctuation or a non-ASCII character"
+    if text.casefold().startswith("write a program"):
+        return "asks for a program"
+    if forbidden is not None and forbidden.search(text.casefold()):
+        return "has a forbidden phrase"
+    return ""

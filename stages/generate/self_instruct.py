@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from graftline.stages.errors import RequestError
+from graftline.stages.generate.children import model_name
 from graftline.stages.generate.drafts import Drafts, Seed
 from graftline.stages.generate.rouge import words
 from graftline.stages.generate.rules import broken_rule, phrases
@@ -117,9 +118,7 @@ class SelfInstruct(Rounds):
             )
         each, more = divmod(self.count, len(seeds))
         wanted = {answer: each + (position < more) for position, answer in enumerate(sorted(seeds))}
-        name = getattr(self.teacher, "model", None)
-        model = name.rpartition("/")[2] if isinstance(name, str) else type(self.teacher).__name__
-        state = Drafts(model=model, seeds=seeds, wanted=wanted, novelty=self.novelty)
+        state = Drafts(model=model_name(self.teacher), seeds=seeds, wanted=wanted, novelty=self.novelty)
         for seed in found:
             state.pool.add(seed.id, words(seed.text))
         return state

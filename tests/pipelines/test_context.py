@@ -1,5 +1,6 @@
 import fcntl
 import os
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -297,3 +298,23 @@ def test_the_log_keeps_each_steps_last_line(order):
     assert context.logged() == [{"step": 1, "loss": 0.5, "rate": 3}, {"step": 2, "loss": 2.0}]
     assert [each["kind"] for each in told] == ["log"] * 3
     context.close()
+
+
+WHILE_IMPORTED = """
+import sys, threading, time
+from graftline.pipelines.context import set_threads
+other = threading.Thread(target=lambda: __import__("torch"))
+other.start()
+while "torch" not in sys.modules:
+    time.sleep(0)
+set_threads(1)
+print(sys.modules["torch"].get_num_threads())
+other.join()
+"""
+
+
+@pytest.mark.real
+def test_threads_are_set_while_another_thread_imports_torch():
+    """Independent branches run in threads of one process, and one of them may be the first to need torch."""
+    done = subprocess.run([sys.executable, "-c", WHILE_IMPORTED], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

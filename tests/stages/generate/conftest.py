@@ -27,7 +27,12 @@ SEEDS = (
 
 
 class Given(Source):
-    """Seeds."""
+    """Rows, with further columns."""
+
+    has: Mapping[str, str] = {}
+
+    def columns_made(self) -> Mapping[str, str]:
+        return {**FIXED, **self.has}
 
 
 class Teacher(Stage):
@@ -40,8 +45,8 @@ class Teacher(Stage):
 class Opened:
     """An artefact that holds rows."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema(FIXED)).sort_by("id")
+    def __init__(self, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] = FIXED) -> None:
+        self.table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema(columns)).sort_by("id")
 
     def rows(self, columns: list[str]) -> pa.Table:
         return self.table.select(columns)
@@ -60,8 +65,9 @@ class Rounds:
     chunk: int = 0
     requests: list[list[Request]] = field(default_factory=list)
 
-    def play(self, stage: SelfInstruct, seeds: Sequence[Mapping[str, Any]]) -> list[Made]:
-        state = stage.start(None, seeds=Opened(seeds))  # type: ignore[arg-type]
+    def play(self, stage: Any, rows: Sequence[Mapping[str, Any]]) -> list[Made]:
+        (field,) = (name for name, value in stage.__dict__.items() if isinstance(value, Given))
+        state = stage.start(None, **{field: Opened(rows, getattr(stage, field).columns)})
         for number in range(1000):
             requests = sorted(stage.propose(state, number), key=lambda request: request.id)
             if not requests:
@@ -81,6 +87,21 @@ class Rounds:
 @pytest.fixture
 def play() -> type[Rounds]:
     return Rounds
+
+
+@pytest.fixture
+def given() -> type[Given]:
+    return Given
+
+
+@pytest.fixture
+def teacher() -> Teacher:
+    return Teacher()
+
+
+@pytest.fixture
+def opened() -> type[Opened]:
+    return Opened
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from graftline.stages.generate.rules import broken_rule, phrases
+from graftline.stages.generate.rules import broken_instruction, broken_rule, phrases
 from graftline.stages.generate.self_instruct import ASSISTANT
+from graftline.stages.generate.tasks import FORBIDDEN
 
 SHOWN = ("No signal in the street.", "Down again.")
 FINE = "The whole house is offline since noon."
@@ -51,3 +52,22 @@ def test_an_assistants_phrases_are_found_and_none_forbidden_is_no_pattern() -> N
     assert broken_rule("I can't assist you with that.", "label", "request", (), found) == "has a forbidden phrase"
     assert broken_rule("Is there assistance for old people?", "label", "request", (), found) == ""
     assert phrases(()) is None and phrases(("",)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Name three rivers now", ""),
+        ("Name three rivers", "has fewer than 4 words"),
+        ("word " * 151, "has more than 150 words"),
+        ("- name three long rivers", "starts with punctuation or a non-ASCII character"),
+        ("Überlege dir drei Flüsse", "starts with punctuation or a non-ASCII character"),
+        ("Write a program that sorts", "asks for a program"),
+        ("Describe the picture in words", "has a forbidden phrase"),
+        ("They filed a complaint, answer it", ""),
+        ("Go to the shop please", "has a forbidden phrase"),
+        ("a broken \ufffd character in it", "has broken characters"),
+    ],
+)
+def test_instructions(text: str, reason: str) -> None:
+    assert broken_instruction(text, phrases(FORBIDDEN)) == reason

@@ -1,0 +1,153 @@
+"""Answers from a teacher to prompts that stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from graftline.stages.errors import InvalidField
+from graftline.stages.generate.children import Children, prompt_of, question_of
+from graftline.stages.generate.questions import CUT_OFF, Question, Questions
+from graftline.stages.generate.rules import phrases
+from graftline.stages.rows import Columns
+from graftline.stages.shapes import Made, Rounds, RoundsState
+from graftline.stages.specification import Paper
+from graftline.stages.stage import Context, Model, Rows, Stage
+
+if TYPE_CHECKING:
+    from graftline.stages.lm.engine import Answer, Request
+
+REFUSALS = (
+    "as an ai", "as a language model", "as a large language model", "i'm sorry, but", "i am sorry, but",
+    "i'm sorry, i", "sorry, i can't", "sorry, i cannot", "i apologize, but", "i can't help", "i cannot help",
+    "i can't assist", "i cannot assist", "i can't provide", "i cannot provide", "i can't fulfill", "i cannot fulfill",
+    "i can't comply", "i cannot comply", "i'm not able to", "i am not able to", "i'm unable to", "i am unable to",
+    "unable to assist",
+)  # fmt: skip
+"""Phrases with which assistants begin to refuse."""
+BEGINNING = 160
+"""Characters of an answer in which a refusal is looked for."""
+
+
+@dataclass
+class Responses(RoundsState):
+    """The answers so far."""
+
+    children: Children = field(kw_only=True)
+    questions: Questions = field(kw_only=True)
+    said: dict[str, set[str]] = field(default_factory=dict)
+    """Prompt's id → its answers."""
+
+
+class TeacherResponses(Rounds):
+    """Has a teacher answer each prompt anew (Instruction Tuning with GPT-4); the prompt's text is not touched.
+
+    The new row's parent is the prompt's row; it has its group, and the fixed columns alone: scores of another answer
+    say nothing about this one. Filtered, with the reason, are answers that are empty, cut off, refusals (one of
+    `refusals` in the first 160 characters) or the same as another candidate for the prompt; a prompt that cannot be
+    asked has failed. The paper's sampling is not known; one pass at temperature 1 is a choice.
+
+    Args:
+        prompts: rows; what they say up to a final assistant turn is asked.
+        teacher: the model that answers.
+        n: candidates for each prompt, each a row of its own.
+        temperature: of the drawing, from 0; above 0 for more than one candidate.
+        top_p: above 0, up to 1.
+        max_new_tokens: of an answer.
+        refusals: phrases, found as whole words, without regard to case.
+        seed: another seed, other answers.
+
+    Adds `reference`, the answer the prompt's row had (missing where it had none).
+
+    The properties its tests check: prompts stay byte-equal, each candidate is a row or has a reason, and an answer
+    depends on its prompt alone, not on the others or on batches.
+    """
+
+    method = "generate.teacher_responses"
+    papers = (Paper("Instruction Tuning with GPT-4"),)
+    adds = {"reference": "string"}
+
+    prompts: Rows
+    teacher: Model
+    n: Annotated[int, Field(ge=1)] = 1
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_new_tokens: Annotated[int, Field(ge=1)] = 512
+    refusals: tuple[str, ...] = REFUSALS
+    seed: int = 0
+
+    def check(self) -> None:
+        if self.n > 1 and self.temperature == 0:
+            raise InvalidField(
+                f"{self.n} candidates at temperature 0 are all the same",
+                where="TeacherResponses.n",
+                do="use n=1, or a temperature above 0",
+            )
+
+    def columns_needed(self) -> Mapping[str, Columns]:
+        return {"prompts": {"messages": "messages", "answer": "string", "group": "string"}}
+
+    def asks(self) -> Stage:
+        return self.teacher
+
+    def start(self, context: Context, **inputs: Any) -> Responses:
+        from graftline.stages.lm.engine import Sampling
+
+        state = Responses(children=Children(self.method, self.teacher), questions=Questions(self.seed))
+        sampling = Sampling(self.temperature, self.top_p, self.max_new_tokens)
+        for row in inputs["prompts"].rows(["id", "group", "messages", "answer"]).to_pylist():
+            prompt = prompt_of(row["messages"])
+            if not question_of(prompt).strip():
+                empty = state.children.row([row], prompt, {"round": 0, "seed": None}, reference=row["answer"])
+                state.made.append(Made(empty, "failed", "has no prompt"))
+                continue
+            for number in range(self.n):
+                state.questions.ask(Question(f"{row['id']}/{number}", prompt, sampling, row))
+        return state
+
+    def propose(self, state: Responses, round: int) -> Sequence[Request]:
+        return state.questions.requests()
+
+    def absorb(self, state: Responses, round: int, answers: Sequence[tuple[Request, Answer]]) -> None:
+        refusing = phrases(self.refusals)
+
+        def read(question: Question, text: str, cut_off: bool) -> str:
+            """Why the answer is not kept."""
+            if cut_off:
+                return CUT_OFF
+            if not text:
+                return "is empty"
+            if refusing is not None and refusing.search(_plain(text[:BEGINNING])):
+                return "is a refusal"
+            return ""
+
+        for reply in state.questions.replies(round, answers, read):
+            row, prompt = reply.question.about, reply.question.messages
+            messages = (*prompt, {"role": "assistant", "content": reply.text})
+            made = state.children.row([row], messages, reply.gen, reference=row["answer"])
+            if reply.failed:
+                state.made.append(Made(made, "failed", reply.failed))
+                continue
+            said = state.said.setdefault(row["id"], set())
+            reason = reply.value or ("is the same as another candidate" if reply.text in said else "")
+            if not reason:
+                said.add(reply.text)
+            state.made.append(Made(made, "filtered", reason) if reason else Made(made))
+
+    def finish(self, state: Responses) -> Iterable[Made]:
+        return state.made
+
+    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | None:
+        return self.n * rows["prompts"] if "prompts" in rows else None
+
+    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
+        calls = self.n * rows["prompts"] if "prompts" in rows else None
+        return calls, None, None
+
+
+def _plain(text: str) -> str:
+    """As phrases are compared: lower case, straight apostrophes, single spaces."""
+    return " ".join(text.replace("’", "'").lower().split())
