@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftline.stages.errors import AdapterMismatch
 from graftline.stages.lm.load import load_model
@@ -36,6 +34,7 @@ def load_dequantised(directory: Path, held: str) -> PreTrainedModel:
         raise AdapterMismatch(
             f"a base held as {held!r} cannot be rebuilt here", where=str(directory), do=f"use {', '.join(DOUBLE)}"
         )
+    _bitsandbytes()
     if held == "none":
         return load_model(directory, "float32")
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -56,21 +55,23 @@ def dequantised(weight: Tensor, held: str) -> Tensor:
     """A weight as it is multiplied with when it is held so: 4-bit NormalFloat in blocks of 64, in fp32."""
     import torch
 
-    with _without_advice():
-        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    codes, state = quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=DOUBLE[held], quant_type="nf4")
+    functional = _bitsandbytes()
+    codes, state = functional.quantize_4bit(
+        weight.contiguous(), blocksize=64, compress_statistics=DOUBLE[held], quant_type="nf4"
+    )
     state.dtype = torch.float32
-    return dequantize_4bit(codes, state)
+    found: Tensor = functional.dequantize_4bit(codes, state)
+    return found
 
 
-@contextlib.contextmanager
-def _without_advice() -> Iterator[None]:
-    """bitsandbytes tells whoever imports it on a processor with AVX512-BF16 to install a package."""
+def _bitsandbytes() -> Any:
+    """bitsandbytes' functions. Whoever imports it on a processor with AVX512-BF16 is told to install a package: not
+    our users, whether we import it or PEFT does after us."""
     theirs = logging.getLogger("bitsandbytes")
     level = theirs.level
     theirs.setLevel(logging.ERROR)
     try:
-        yield
+        from bitsandbytes import functional
     finally:
         theirs.setLevel(level)
+    return functional

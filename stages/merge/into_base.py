@@ -121,6 +121,7 @@ class IntoBase(Stage):
         """Fold both ways, save the one that is wanted; what was measured, and the norms of its layers."""
         import torch
 
+        from graftline.stages.lm.load import quietly
         from graftline.stages.merge import folding
 
         directory, own = model.directory("model"), adapter.directory("adapter")
@@ -143,7 +144,8 @@ class IntoBase(Stage):
             if way == self.onto:
                 measured |= {"delta_share": change.share(0, 1), "lost_in_bf16": change.share(2, 0)}
                 layers = {name: list(norms) for name, norms in sorted(change.layers.items())}
-                merged.save_pretrained(folder)
+                with quietly():
+                    merged.save_pretrained(folder)
             del merged, wrapped  # one model in memory at a time
             context.progress(2 + done, 1 + len(ways))
         return measured, layers
