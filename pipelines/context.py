@@ -225,8 +225,8 @@ class CountedEngine:
         self._add(len(prompts))
         return found
 
-    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None) -> list[list[float]]:
-        found = self.engine.logprobs(rows, adapter or self.adapter)
+    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
+        found = self.engine.logprobs(rows, adapter or self.adapter, whole)
         self._add(len(rows), tokens_out=sum(map(len, found)))
         return found
 

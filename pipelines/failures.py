@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from graftline.pipelines.store import failed, is_full
 from graftline.stages import errors
-from graftline.stages.errors import BudgetSpent, GraftlineError, RowFault, RunError, WorldError
+from graftline.stages.errors import BudgetSpent, EndpointRefused, GraftlineError, RowFault, RunError, WorldError
 
 
 class ContractBroken(RunError):
@@ -52,8 +52,8 @@ class Failure:
 
 def is_world(error: BaseException) -> bool:
     """Whether an error of an author's function is the world's (no row's fault): ours of that kind, memory, a full
-    disk, a dead worker."""
-    if isinstance(error, (WorldError, BudgetSpent, ContractBroken, MemoryError)) or is_full(error):
+    disk, a dead worker, a server that refuses everything."""
+    if isinstance(error, (WorldError, BudgetSpent, ContractBroken, EndpointRefused, MemoryError)) or is_full(error):
         return True
     kind = type(error)
     return kind.__name__ == "OutOfMemoryError" or kind.__module__.split(".")[0] == "ray"

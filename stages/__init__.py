@@ -9,7 +9,7 @@ from graftline.stages.specification import Execution, FrozenMapping, Paper, Plug
 from graftline.stages.stage import Adapter, Context, Model, Report, Resources, Rows, Service, Stage, View
 from graftline.stages.value_graph import replace
 
-__getattr__, __dir__ = family(__name__, Llm="lm.llm")
+__getattr__, __dir__ = family(__name__, Llm="lm.llm", Endpoint="lm.endpoint")
 
 __all__ = [
     "Adapter",

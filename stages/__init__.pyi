@@ -5,9 +5,11 @@ from graftline.stages import generate as generate
 from graftline.stages import lm as lm
 from graftline.stages import merge as merge
 from graftline.stages import read as read
+from graftline.stages import score as score
 from graftline.stages import select as select
 from graftline.stages import serve as serve
 from graftline.stages import train as train
+from graftline.stages.lm.endpoint import Endpoint as Endpoint
 from graftline.stages.lm.llm import Llm as Llm
 from graftline.stages.shapes import Made as Made
 from graftline.stages.shapes import Mapper as Mapper

@@ -59,6 +59,11 @@ class ModelNotFound(RequestError):
     """A model name that is no built-in, no directory and no reachable Hub id."""
 
 
+class EndpointRefused(RequestError):
+    """A model's server refuses whatever is asked: a wrong key, an unknown model, something it cannot do. No row's
+    fault."""
+
+
 class CannotPlace(RequestError):
     """The resources asked for do not fit the cluster."""
 

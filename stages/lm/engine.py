@@ -91,8 +91,9 @@ class Engine(Protocol):
     ) -> list[list[float]]:
         """For each prompt and each of its choices, the natural log-probability of the choice and its end of turn."""
 
-    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None) -> list[list[float]]:
-        """For each row, the natural log-probability of every token of its assistant turns, ends of turn included."""
+    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
+        """For each row, the natural log-probability of every token of its assistant turns, ends of turn included.
+        `whole`: of every token of the conversation but the first, the template's own included."""
 
     def stream(self, request: Request) -> Generator[str, None, Answer]:
         """The answer in pieces, as they come; the generator's return value is the whole. Safe beside `generate`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftline.stages.errors import EngineFailed
+from graftline.stages.lm.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Engine
@@ -14,22 +15,31 @@ if TYPE_CHECKING:
 
 
 def open_engine(
-    llm: Llm, directory: Path | None, adapters: Mapping[str, Path] | None = None, *, threads: int | None = None
+    llm: Llm | Endpoint,
+    directory: Path | None,
+    adapters: Mapping[str, Path] | None = None,
+    *,
+    threads: int | None = None,
 ) -> Engine:
     """The engine of a model; close it, or use it as a context manager.
 
     `local` falls back to plain generation where continuous batching cannot run the model; both answer alike.
 
     Args:
-        llm: what was asked for: its name, engine and dtype.
-        directory: its Hugging Face directory (the `model/` of its artefact); None for `scripted` alone.
+        llm: what was asked for: its name, engine and dtype; or a server's model.
+        directory: its Hugging Face directory (the `model/` of its artefact); None for `scripted` and servers alone.
         adapters: name → PEFT directory, loaded from the start.
         threads: of torch, for the whole process (None: as they are).
 
     Raises:
         ModelNotFound, AdapterMismatch, FileMissing: a directory is not what it should be.
         EngineFailed: the model cannot be loaded.
+        EndpointRefused: the server's key is not set.
     """
+    if isinstance(llm, Endpoint):
+        from graftline.stages.lm.endpoint_engine import EndpointEngine
+
+        return EndpointEngine(llm, adapters or {})
     if llm.engine == "scripted":
         from graftline.stages.lm.scripted import ScriptedEngine
 

@@ -159,8 +159,8 @@ class PlainEngine:
     ) -> list[list[float]]:
         return scoring.choice_logprobs(self.loaded, prompts, choices, adapter)
 
-    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None) -> list[list[float]]:
-        return scoring.logprobs(self.loaded, rows, adapter)
+    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
+        return scoring.logprobs(self.loaded, rows, adapter, whole)
 
     def load_adapter(self, name: str, directory: Path) -> None:
         self.loaded.adapters.load(name, directory)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from graftline.stages.errors import AdapterMismatch, InvalidField
+from graftline.stages.errors import AdapterMismatch, InvalidField, WrongKind
+from graftline.stages.lm.endpoint import Endpoint
 from graftline.stages.stage import Stage
 
 
@@ -41,6 +42,21 @@ def refuse_other_bases(model: Stage, adapters: Mapping[str, Stage], *, where: st
                 where=f"{where}.{name}",
                 do="give it the model it was trained on, or train it on this one",
             )
+
+
+def refuse_endpoint(model: Stage, *, where: str, why: str) -> None:
+    """Refuse, when a pipeline is built, a model that lies on a server: it has no weights here.
+
+    Args:
+        where: the field.
+        why: what would need them.
+
+    Raises:
+        WrongKind: the model at the root is an `Endpoint`.
+    """
+    root = _root(model)
+    if isinstance(root, Endpoint):
+        raise WrongKind(f"{root!r} is a server's model: {why}", where=where, do="use an Llm")
 
 
 def _root(model: Stage) -> Stage | None:

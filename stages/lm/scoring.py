@@ -44,14 +44,14 @@ class Tree:
         self.branches += [branch] * len(ids)
 
 
-def logprobs(loaded: Loaded, rows: Sequence[Messages], adapter: str | None) -> list[list[float]]:
-    """For each row, the log-probability of every trained token."""
+def logprobs(loaded: Loaded, rows: Sequence[Messages], adapter: str | None, whole: bool = False) -> list[list[float]]:
+    """For each row, the log-probability of every trained token (`whole`: of every token but the first)."""
     trees = []
     for row in rows:
         ids, mask = render_supervised(loaded.tokenizer, row)
         tree = Tree()
         tree.grow(ids[:-1], 0, 0)
-        trained = [place for place in range(1, len(ids)) if mask[place]]
+        trained = [place for place in range(1, len(ids)) if whole or mask[place]]
         tree.asked = [(place - 1, ids[place], index) for index, place in enumerate(trained)]
         trees.append(tree)
     return _score(loaded, trees, adapter)

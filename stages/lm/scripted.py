@@ -81,10 +81,10 @@ class ScriptedEngine:
 
         return scoring.choice_logprobs(self._weights, prompts, choices, self._known(adapter))
 
-    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None) -> list[list[float]]:
+    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
         from graftline.stages.lm import scoring
 
-        return scoring.logprobs(self._weights, rows, self._known(adapter))
+        return scoring.logprobs(self._weights, rows, self._known(adapter), whole)
 
     def load_adapter(self, name: str, directory: Path) -> None:
         if self.directory is not None:

@@ -13,7 +13,7 @@ from pydantic import Field
 from graftline.stages.errors import InvalidField, PortInUse, WrongKind
 from graftline.stages.evaluate.requirement import Requirement
 from graftline.stages.lm.llm import Llm
-from graftline.stages.lm.reference import base_of, refuse_other_bases
+from graftline.stages.lm.reference import base_of, refuse_endpoint, refuse_other_bases
 from graftline.stages.rows import digest
 from graftline.stages.serve.belonging import refuse_mismatches
 from graftline.stages.serve.place import AUTO, BASE, IMPORT_PATH
@@ -104,6 +104,8 @@ class Service(Stage):
                 f"chooses {unknown[0]!r}, which is not served", where="Service.router",
                 do=f"route to {', '.join(sorted(known))}",
             )  # fmt: skip
+        for field, model in {"model": self.model, **{f"models.{id}": each for id, each in self.models.items()}}.items():
+            refuse_endpoint(model, where=f"Service.{field}", why="it is served already")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.app_name):
             raise InvalidField(f"{self.route!r} is no route", where="Service.route", do="use one word: 'tickets'")
 

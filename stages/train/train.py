@@ -10,6 +10,7 @@ from pydantic import Field
 
 from graftline.stages.errors import HeldOutLeak, InvalidField, WrongKind
 from graftline.stages.lineage import COLUMNS, TRAINED_ON, refuse_leak
+from graftline.stages.lm.reference import refuse_endpoint
 from graftline.stages.rows import Columns
 from graftline.stages.specification import Execution
 from graftline.stages.stage import Context, Kind, Model, Resources, Rows, Stage
@@ -91,6 +92,7 @@ class Train(Stage):
                 where="Train.model",
                 do="train on its base, or make a model of it first",
             )
+        refuse_endpoint(self.model, where="Train.model", why="it cannot be trained")
         if self.held_out is not None and self.held_out == self.rows:
             raise HeldOutLeak(
                 "the same rows are trained on and held out", where="Train.held_out", do="use two parts of a split"

@@ -4,7 +4,15 @@ import pickle
 import pytest
 
 from graftline.pipelines.failures import ContractBroken, Failure, is_world, reason
-from graftline.stages.errors import BudgetSpent, FileMissing, GraftlineError, NoTrainedToken, RowFault, WorldError
+from graftline.stages.errors import (
+    BudgetSpent,
+    EndpointRefused,
+    FileMissing,
+    GraftlineError,
+    NoTrainedToken,
+    RowFault,
+    WorldError,
+)
 
 
 class TheirOwn(FileMissing):
@@ -35,7 +43,13 @@ def test_the_traceback_is_pointed_to():
 
 
 def test_whose_fault():
-    for error in (WorldError("down"), BudgetSpent("spent"), MemoryError(), OSError(errno.ENOSPC, "full")):
+    for error in (
+        WorldError("down"),
+        EndpointRefused("the key is wrong"),
+        BudgetSpent("spent"),
+        MemoryError(),
+        OSError(errno.ENOSPC, "full"),
+    ):
         assert is_world(error)
     out_of_memory = type("OutOfMemoryError", (RuntimeError,), {})
     assert is_world(out_of_memory("CUDA out of memory"))

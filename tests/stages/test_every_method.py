@@ -46,6 +46,8 @@ class Holder(Source):
 def others(annotation: Any, value: Any, marks: tuple[Any, ...] = ()) -> Iterator[Any]:
     """Values of a field's type, other than the one it has."""
     if any(isinstance(mark, Takes) for mark in marks):
+        if isinstance(value, stubs.AnyRows):  # with the columns that are needed
+            yield stubs.AnyRows(has={**value.has, "fourth": "string"})
         yield stubs.AnyRows(has={stubs.COLUMN: "float64", "other": "float64", "third": "string"})
         yield from (Another(of=kind) for kind in ("model", "adapter", "report"))
         return
@@ -78,7 +80,7 @@ def others(annotation: Any, value: Any, marks: tuple[Any, ...] = ()) -> Iterator
     elif annotation is float:
         yield from ((value or 0.0) / 2, (value or 0.25) * 1.25, 0.125, (value or 0.0) + 1)
     elif annotation is str:
-        yield from ("other", "answer", "group", "{text} more", "a b", ";")
+        yield from ("other", "answer", "group", "{text} more", "a b", ";", "https://host/v1")
     elif isinstance(annotation, type) and issubclass(annotation, Resources):
         yield Resources(cpus=7.0)
     elif isinstance(annotation, type) and issubclass(annotation, Specification):

@@ -72,6 +72,13 @@ def test_rows_equal_one_row_alone(loaded, adapter):
         assert values == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_whole_row_is_every_token_but_the_first(loaded):
+    rows = [[user(text), {"role": "assistant", "content": "yes"}] for text in QUESTIONS]
+    for row, values in zip(rows, scoring.logprobs(loaded, rows, None, whole=True), strict=True):
+        ids, _ = render_supervised(loaded.tokenizer, row)
+        assert values == pytest.approx(naive(loaded, ids, 1), abs=1e-4)
+
+
 def test_packs_hold_the_budget_and_every_tree(loaded):
     trees = [
         scoring.Tree([0] * length, list(range(length)), [0] * length, [(0, 1, 0)]) for length in (200, 300, 20, 600, 5)
