@@ -6,14 +6,26 @@ if not __name__.startswith("graftline."):
 from graftline.stages.family import family
 from graftline.stages.shapes import Made, Mapper, Rounds, RowStage, Scorer, Selector, Source, Verdict
 from graftline.stages.specification import Execution, FrozenMapping, Paper, Plug
-from graftline.stages.stage import Adapter, Context, Model, Report, Resources, Rows, Service, Stage, View
+from graftline.stages.stage import (
+    Adapter,
+    Context,
+    EmbeddingModel,
+    Model,
+    Report,
+    Resources,
+    Rows,
+    Service,
+    Stage,
+    View,
+)
 from graftline.stages.value_graph import replace
 
-__getattr__, __dir__ = family(__name__, Llm="lm.llm", Endpoint="lm.endpoint")
+__getattr__, __dir__ = family(__name__, Llm="lm.llm", Endpoint="lm.endpoint", Embedder="lm.embedder")
 
 __all__ = [
     "Adapter",
     "Context",
+    "EmbeddingModel",
     "Execution",
     "FrozenMapping",
     "Made",

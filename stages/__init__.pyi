@@ -9,6 +9,7 @@ from graftline.stages import score as score
 from graftline.stages import select as select
 from graftline.stages import serve as serve
 from graftline.stages import train as train
+from graftline.stages.lm.embedder import Embedder as Embedder
 from graftline.stages.lm.endpoint import Endpoint as Endpoint
 from graftline.stages.lm.llm import Llm as Llm
 from graftline.stages.shapes import Made as Made
@@ -25,6 +26,7 @@ from graftline.stages.specification import Paper as Paper
 from graftline.stages.specification import Plug as Plug
 from graftline.stages.stage import Adapter as Adapter
 from graftline.stages.stage import Context as Context
+from graftline.stages.stage import EmbeddingModel as EmbeddingModel
 from graftline.stages.stage import Model as Model
 from graftline.stages.stage import Report as Report
 from graftline.stages.stage import Resources as Resources

@@ -119,16 +119,38 @@ def group_value(value: str) -> str:
     return value.replace("%", "%25").replace("|", "%7C")
 
 
+def user_text(messages: Iterable[Mapping[str, Any]] | None) -> str:
+    """What the user says in a conversation: the user turns, a blank line between two. It is what rows are compared
+    by, so that a row is known by what was asked, whatever the system message or the answer."""
+    return "\n\n".join(turn["content"] or "" for turn in messages or () if turn["role"] == "user")
+
+
 def derived_seed(seed: int, row: str, attempt: int = 0) -> int:
     """A seed (63 bits) that depends on the stage's seed, the row's id and the attempt alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{row}/{attempt}".encode()).digest()[:8], "big") >> 1
 
 
 def rows_digest(table: pa.Table) -> str:
-    """The digest of rows: canonical values sorted by id, never file bytes."""
+    """The digest of rows: canonical values sorted by id, never file bytes. Vectors (`list<float32>`) enter as the
+    bytes of their numbers: as Python numbers, those of 50,000 rows would take gigabytes."""
     total = hashlib.sha256()
     names = sorted(table.column_names)
-    for line in sorted((row["id"], canonical([row[name] for name in names])) for row in table.to_pylist()):
+    values = zip(*(_values(table[name]) for name in names), strict=True)
+    for line in sorted(zip(table["id"].to_pylist(), map(canonical, values), strict=True)):
         total.update(f"{line[0]}\t{line[1]}\n".encode())
     total.update(canonical(names).encode())
     return total.hexdigest()
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    import pyarrow as pa
+
+    if column.type != pa.list_(pa.float32()):
+        found: list[Any] = column.to_pylist()
+        return found
+    return [
+        value.values.to_numpy(zero_copy_only=False).astype("<f4").tobytes()
+        if value.is_valid and not value.values.null_count
+        else value.as_py()
+        for value in column
+    ]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact
     from graftline.stages.lm.engine import Engine
 
-Kind = Literal["rows", "model", "adapter", "report", "service"]
+Kind = Literal["rows", "model", "adapter", "embedder", "report", "service"]
 
 
 class Resources(Plug):
@@ -83,7 +83,7 @@ class Stage(Specification):
 
     @property
     def kind(self) -> Kind:
-        """What it makes: rows, model, adapter, report or service."""
+        """What it makes: rows, model, adapter, embedder, report or service."""
         return self.makes
 
     @property
@@ -253,6 +253,7 @@ class Takes:
 Rows = Annotated[Stage, Takes("rows")]
 Model = Annotated[Stage, Takes("model")]
 Adapter = Annotated[Stage, Takes("adapter")]
+EmbeddingModel = Annotated[Stage, Takes("embedder")]
 Report = Annotated[Stage, Takes("report")]
 Service = Annotated[Stage, Takes("service")]
 

@@ -39,8 +39,9 @@ def cached(name: str, build: Callable[[Path], None]) -> Path:
                 try:
                     build(partial)
                     partial.chmod(0o755)  # mkdtemp's and safetensors' files are their owner's alone
-                    for file in partial.iterdir():
-                        file.chmod(0o644)
+                    for file in partial.rglob("*"):
+                        if file.is_file():
+                            file.chmod(0o644)
                     partial.rename(target)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)

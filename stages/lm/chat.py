@@ -33,6 +33,16 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prefix: st
     return _tokens(tokenizer, _text(tokenizer, messages, ask=True) + prefix)
 
 
+def render_whole(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """The tokens of a whole conversation, whoever speaks last.
+
+    Raises:
+        RowFault: the conversation cannot be rendered.
+        InvalidField: the tokenizer has no chat template.
+    """
+    return _tokens(tokenizer, _text(tokenizer, messages))
+
+
 def render_supervised(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
     """The tokens of a whole conversation, and for each whether it is trained: True on every assistant turn's text and
     its end-of-turn token.
@@ -42,7 +52,7 @@ def render_supervised(tokenizer: PreTrainedTokenizerBase, messages: Messages) ->
         RowFault: the conversation cannot be rendered, or a turn's first characters join the template's last token.
         InvalidField: the template changes earlier turns when later ones follow, or marks no end of turn.
     """
-    ids = _tokens(tokenizer, _text(tokenizer, messages))
+    ids = render_whole(tokenizer, messages)
     mask = [False] * len(ids)
     for start, end in _assistant_spans(tokenizer, messages, ids):
         mask[start:end] = [True] * (end - start)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from graftline.stages.errors import FileMissing, InvalidField, ModelNotFound
-from graftline.stages.lm import hub, smollm2, tiny
-from graftline.stages.lm.load import model_digest, tensors_header
+from graftline.stages.errors import InvalidField
+from graftline.stages.lm import minilm, model_files, smollm2, tiny
+from graftline.stages.lm.load import model_digest
 from graftline.stages.specification import Pins
 from graftline.stages.stage import Context, Stage
 
@@ -37,7 +35,8 @@ class Llm(Stage):
             answers from prompt and seed (tests, dry runs).
 
     Raises:
-        ModelNotFound: no built-in, directory or reachable Hub id has this name, or it has no safetensors.
+        ModelNotFound: no built-in, directory or reachable Hub id has this name, it has no safetensors, or it writes no
+            text (an embedding model).
 
     The property its test checks: two directories with the same files have one fingerprint, and a changed byte another.
     """
@@ -58,7 +57,11 @@ class Llm(Stage):
     def check(self) -> None:
         if not self.model.strip():
             raise InvalidField("is empty", where="Llm.model", do="name a model")
-        if self.revision is not None and (self.model in BUILT_IN or _looks_like_path(self.model)):
+        if self.model == minilm.NAME:
+            raise InvalidField(
+                f"{self.model} embeds texts and writes none", where="Llm.model", do=f"use Embedder({self.model!r})"
+            )
+        if self.revision is not None and (self.model in BUILT_IN or model_files.looks_like_path(self.model)):
             raise InvalidField(f"{self.model} has no revisions", where="Llm.revision", do="leave it out")
 
     @property
@@ -67,61 +70,30 @@ class Llm(Stage):
         return self.label or self.model
 
     def pins(self, resolve: Pins) -> Mapping[str, Any]:
-        if self.model in BUILT_IN:
-            return {"model": BUILT_IN[self.model]}
-        try:
-            return {"model": f"files:{resolve.file(self.model)}"}
-        except FileMissing as error:
-            if _looks_like_path(self.model):
-                raise ModelNotFound(
-                    "there is no such model directory", where=self.model, do="check the path"
-                ) from error
-        commit = resolve.pinned(hub.pin(self.model, self.revision), lambda: hub.commit(self.model, self.revision))
-        return {"model": self.model, "revision": commit}
+        return model_files.pinned(self.model, self.revision, BUILT_IN, resolve)
+
+    def preflight(self, file: Callable[[str], str]) -> None:
+        if self.model not in BUILT_IN:
+            model_files.refuse_embedding_model(Path(file(self.model)), self.model)
 
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         folder = out / "model"
         folder.mkdir(parents=True)
-        seconds, metrics = 0.0, {}
-        local = Path(context.file(self.model))
+        seconds = 0.0
+        metrics: dict[str, Any] = {}
         if self.model == "tiny":
             tiny.write(folder)
         elif self.model == smollm2.NAME:
             source, seconds = smollm2.directory()
-            _copy(source, folder)
-        elif local.is_dir() or _looks_like_path(self.model):
-            _copy(local, folder)
+            model_files.copy(source, folder, KEPT)
         else:
-            commit = context.pinned(hub.pin(self.model, self.revision)) or hub.commit(self.model, self.revision)
-            source, seconds = hub.snapshot(self.model, commit, KEPT)
-            _copy(source, folder)
-            metrics["revision"] = source.name
-        weights = sorted(folder.glob("*.safetensors"))
-        if not (folder / "config.json").is_file() or not weights:
-            raise ModelNotFound(
-                "has no config.json with safetensors beside it",
-                where=self.model,
-                do="convert its weights to safetensors (pickled weights are never loaded)",
-            )
-        shapes = [entry["shape"] for file in weights for entry in tensors_header(file)[0].values()]
-        for file in folder.iterdir():
-            file.chmod(0o644)  # safetensors writes files that are their owner's alone
+            seconds, metrics = model_files.gather(self.model, self.revision, KEPT, context, folder)
+        model_files.check_files(folder, self.model)
+        model_files.refuse_embedding_model(folder, self.model)
+        model_files.public(folder)
         return {
             "fetch_seconds": round(seconds, 3),
-            "parameters": sum(math.prod(shape) for shape in shapes),
+            "parameters": model_files.parameters(folder),
             "weights_digest": model_digest(folder),
             **metrics,
         }
-
-
-def _copy(source: Path, folder: Path) -> None:
-    if not source.is_dir():
-        raise ModelNotFound("there is no such model directory", where=str(source), do="check the path")
-    for pattern in KEPT:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)  # follows links: the Hub's cache is made of them
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")

@@ -52,6 +52,22 @@ def load_model(directory: Path, dtype: str | torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
+def load_encoder(directory: Path) -> PreTrainedModel:
+    """A model without an output layer, in float32 and evaluation mode, on the CPU: what embeds texts.
+
+    Args:
+        directory: with `config.json` and safetensors; nothing is fetched, and pickled weights are refused.
+    """
+    import torch
+    from transformers import AutoModel
+
+    with _loading(directory), quietly():
+        model: PreTrainedModel = AutoModel.from_pretrained(
+            directory, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+    return model.eval()
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The directory's tokenizer, with its chat template."""
     from transformers import AutoTokenizer

@@ -3,6 +3,7 @@
 from graftline.stages.score.check import Check as Check
 from graftline.stages.score.choice import Choice as Choice
 from graftline.stages.score.difficulty import Difficulty as Difficulty
+from graftline.stages.score.embedding import Embedding as Embedding
 from graftline.stages.score.json_schema import JsonSchema as JsonSchema
 from graftline.stages.score.llm_judge import LlmJudge as LlmJudge
 from graftline.stages.score.number import Number as Number

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from graftline.stages.errors import InvalidField, NothingKept
 from graftline.stages.rows import Columns, canonical, split_groups
+from graftline.stages.select.clusters import UnionFind
 from graftline.stages.shapes import Selector, Verdict
 from graftline.stages.stage import Context, View
 
@@ -110,19 +111,11 @@ class Split(Selector):
 
 def joined(groups: Sequence[Sequence[str]]) -> list[str]:
     """For each row the name of all that its groups are joined with: the smallest of them."""
-    above: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while above.setdefault(name, name) != name:
-            above[name] = above[above[name]]
-            name = above[name]
-        return name
-
+    found = UnionFind()
     for row in groups:
         for other in row[1:]:
-            low, high = sorted((root(row[0]), root(other)))
-            above[high] = low
-    return [root(row[0]) for row in groups]
+            found.join(row[0], other)
+    return [found.root(row[0]) for row in groups]
 
 
 def position(name: str, seed: int) -> float:

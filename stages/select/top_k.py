@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from graftline.stages.rows import Columns
+from graftline.stages.select.ranking import missing, ranked
 from graftline.stages.shapes import Selector, Verdict
 from graftline.stages.stage import Context
 
@@ -41,17 +42,10 @@ class TopK(Selector):
         return min(self.k, rows["rows"]) if "rows" in rows else None
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
-        sign = -1.0 if self.largest else 1.0
-
-        def rank(pair: tuple[str, float | None]) -> tuple[bool, float, str]:
-            missing = pair[1] is None or pair[1] != pair[1]
-            return (missing, 0.0 if missing else sign * float(pair[1] or 0), pair[0])
-
-        ranked = sorted(zip(table["id"].to_pylist(), table[self.by].to_pylist(), strict=True), key=rank)
-        for position, (row, value) in enumerate(ranked):
+        ids, scores = table["id"].to_pylist(), table[self.by].to_pylist()
+        for position, place in enumerate(ranked(ids, scores, self.largest)):
             if position < self.k:
-                yield Verdict(row)
+                yield Verdict(ids[place])
             else:
-                yield Verdict(
-                    row, "filtered", "no score" if value is None or value != value else f"not in the top {self.k}"
-                )
+                reason = "no score" if missing(scores[place]) else f"not in the top {self.k}"
+                yield Verdict(ids[place], "filtered", reason)

@@ -49,7 +49,7 @@ def others(annotation: Any, value: Any, marks: tuple[Any, ...] = ()) -> Iterator
         if isinstance(value, stubs.AnyRows):  # with the columns that are needed
             yield stubs.AnyRows(has={**value.has, "fourth": "string"})
         yield stubs.AnyRows(has={stubs.COLUMN: "float64", "other": "float64", "third": "string"})
-        yield from (Another(of=kind) for kind in ("model", "adapter", "report"))
+        yield from (Another(of=kind) for kind in ("model", "adapter", "embedder", "report"))
         return
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:

@@ -27,4 +27,5 @@ def test_paper_titles_are_the_specifications() -> None:
 
 
 def test_suppliers_of_a_column() -> None:
+    assert methods.suppliers("max_rouge") == ["generate.SelfInstruct"]
     assert methods.suppliers("no such column") == []

@@ -54,6 +54,19 @@ def test_the_digest_ignores_order_and_sees_values() -> None:
     assert rows_digest(one) != rows_digest(pa.table({"id": ["a", "b"], "y": [1.0, None]}))
 
 
+def test_vectors_enter_the_digest_by_their_numbers() -> None:
+    def of(*vectors: list[float] | None) -> str:
+        column = pa.chunked_array([pa.array([each], pa.list_(pa.float32())) for each in vectors])
+        return rows_digest(pa.table({"id": [str(number) for number in range(len(vectors))], "x": column}))
+
+    assert of([0.1, 2.0], None) == of([0.1, 2.0], None)
+    found = {of(*each) for each in (([0.1, 2.0],), ([2.0, 0.1],), ([0.1],), ([],), (None,), ([0.1, float("nan")],),
+                                    ([0.1], [2.0]), ([0.1, 2.0], []))}  # fmt: skip
+    assert len(found) == 8
+    whole = pa.table({"id": ["a", "b"], "x": pa.array([[1.0], [2.0]], pa.list_(pa.float32()))})
+    assert rows_digest(whole.slice(1)) == rows_digest(whole.filter([False, True])), "not by its place in a buffer"
+
+
 def test_canonical_takes_anything_a_row_can_hold() -> None:
     assert canonical(float("nan")) != canonical(float("inf")) != canonical(None)
     assert canonical("\ud800") and canonical({"b": 1, "a": [b"x"]}) == '{"a":[{"bytes":"78"}],"b":1}'

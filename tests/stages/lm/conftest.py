@@ -32,6 +32,34 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def encoder_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer BERT as sentence-transformers leaves one; texts are cut after 24 tokens."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from graftline.stages.lm.tiny import build_tokenizer
+
+    directory = tmp_path_factory.mktemp("encoder")
+    tokenizer = build_tokenizer()
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    (directory / "1_Pooling").mkdir()
+    kinds = ("Transformer", "Pooling", "Normalize")
+    for name, told in (
+        ("modules.json", [{"type": f"sentence_transformers.models.{kind}"} for kind in kinds]),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}),
+        ("sentence_bert_config.json", {"max_seq_length": 24}),
+    ):
+        (directory / name).write_text(json.dumps(told), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="session")
 def make_adapter(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a PEFT directory with random factors for the tiny model, large enough to change its answers."""
     import torch

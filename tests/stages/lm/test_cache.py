@@ -62,3 +62,11 @@ def test_a_folder_that_cannot_be_written_is_named(folder):
     folder.touch()
     with pytest.raises(StoreFailed, match=r"cache/it: cannot fill the cache: .* Free space, or set GRAFTLINE_CACHE"):
         cached("it", lambda out: None)
+
+
+def test_folders_inside_it_can_be_entered():
+    def build(out: Path) -> None:
+        (out / "inner").mkdir()
+        (out / "inner" / "file").touch()
+
+    assert (cached("it", build) / "inner").stat().st_mode & 0o111

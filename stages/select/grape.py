@@ -1,0 +1,81 @@
+"""Of several responses to one prompt, the one that suits the model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graftline.stages.rows import Columns, canonical
+from graftline.stages.select.ranking import missing
+from graftline.stages.shapes import Selector, Verdict
+from graftline.stages.specification import Paper
+from graftline.stages.stage import Context
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Grape(Selector):
+    """Keeps of each prompt's responses the likeliest under the model that will be trained (GRAPE).
+
+    Rows answer one prompt where all their messages but the final assistant turn are equal. Likelihood does not know
+    truth, so a `gate` should sort out wrong responses; it applies before the choice. The scores must be the mean
+    log-probability a token (a sum prefers short responses) under the very model that `Train` starts from:
+    `score.Perplexity(model=student)`.
+
+    Args:
+        by: the column of the mean log-probability of the response.
+        gate: a numeric column, 0 where a response is not valid, such as `verified`; missing is not valid (None: all
+            are).
+        prefer: sources in order of preference, for responses with equal scores; other sources come after them, and
+            then the smaller id first.
+
+    The properties its tests check: at most one row of a prompt; the gate comes first; a monotone transform of the
+    scores changes nothing, nor does the rows' order. A prompt of which no response can be kept disappears, and one of
+    its rows has the reason `no response to its prompt is left`, so that the account counts such prompts.
+    """
+
+    method = "select.grape"
+    papers = (Paper("The Best Instruction-Tuning Data are Those That Fit"),)
+    specimen: ClassVar[Mapping[str, Any]] = {"by": "score"}
+
+    by: str = "logprob_mean"
+    gate: str | None = None
+    prefer: tuple[str, ...] = ()
+
+    def columns_needed(self) -> Mapping[str, Columns]:
+        gate: Columns = {self.gate: "number"} if self.gate else {}
+        return {"rows": {"messages": "messages", "source": "string", **gate, self.by: "number"}}
+
+    def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
+        columns = ["id", "source", self.by, *([self.gate] if self.gate else [])]
+        prompts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row, messages in zip(table.select(columns).to_pylist(), table["messages"].to_pylist(), strict=True):
+            prompts[prompt(messages or [])].append(row)
+        for rows in prompts.values():
+            reasons = {row["id"]: self._fault(row) for row in rows}
+            good = [row for row in rows if not reasons[row["id"]]]
+            if good:
+                reasons |= {row["id"]: "not the likeliest response" for row in good}
+                reasons[min(good, key=self._place)["id"]] = ""
+            else:
+                reasons[min(reasons)] = "no response to its prompt is left"
+            yield from (Verdict(row, "filtered" if why else "kept", why) for row, why in reasons.items())
+
+    def _fault(self, row: Mapping[str, Any]) -> str:
+        """Why a response cannot be chosen ("" = it can)."""
+        if self.gate and (missing(row[self.gate]) or not row[self.gate]):
+            return f"not valid by {self.gate}"
+        return f"no {self.by}" if missing(row[self.by]) else ""
+
+    def _place(self, row: Mapping[str, Any]) -> tuple[float, int, str]:
+        """Among the responses to a prompt: the smallest is chosen."""
+        known = self.prefer.index(row["source"]) if row["source"] in self.prefer else len(self.prefer)
+        return -row[self.by], known, row["id"]
+
+
+def prompt(messages: Sequence[Mapping[str, str]]) -> str:
+    """What a row's response answers: all its messages but a final assistant turn, as one text."""
+    answered = bool(messages) and messages[-1]["role"] == "assistant"
+    return canonical(messages[:-1] if answered else messages)

@@ -1,0 +1,102 @@
+"""GRAPE: at most one response of a prompt, the likeliest of those that are valid."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from graftline.stages.errors import MissingColumn
+from graftline.stages.select import Grape
+
+HAS = {"logprob_mean": "float64", "verified": "int64"}
+NAN = float("nan")
+
+
+def row(id: str, question: str, score: float | None, verified: int | None = 1, **more: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": f"answer {id}"}]
+    return {"id": id, "messages": turns, "logprob_mean": score, "verified": verified, **more}
+
+
+@pytest.fixture
+def chosen(given_rows: Any, table: Any, context: Any) -> Any:
+    """Id → why it was filtered ("" = kept), in four orders."""
+
+    def select(rows: list[dict[str, Any]], **fields: Any) -> dict[str, str]:
+        stage, whole, found = Grape(rows=given_rows(has=HAS), **fields), table(rows, **HAS), []
+        for seed in range(4):
+            order = random.Random(seed).sample(range(len(rows)), len(rows))
+            verdicts = list(stage.select_rows(whole.take(pa.array(order, pa.int64())), context))
+            assert len(verdicts) == len(rows)
+            assert all((each.outcome == "kept") == (each.reason == "") for each in verdicts)
+            found.append({each.id: each.reason for each in verdicts})
+        assert all(each == found[0] for each in found)
+        return dict(sorted(found[0].items()))
+
+    return select
+
+
+def test_one_response_of_each_prompt_the_likeliest(chosen: Any) -> None:
+    rows = [row("a", "x", -2.0), row("b", "x", -0.5), row("c", "y", -9.0), row("d", "x", NAN), row("e", "x", None)]
+    found = chosen(rows)
+    assert found == {
+        "a": "not the likeliest response", "b": "", "c": "", "d": "no logprob_mean", "e": "no logprob_mean",
+    }  # fmt: skip
+    for change in (math.exp, lambda score: 3 * score - 1, lambda score: -((-score) ** 0.5)):
+        moved = [{**each, "logprob_mean": each["logprob_mean"] and change(each["logprob_mean"])} for each in rows[:3]]
+        assert [id for id, why in chosen(moved).items() if not why] == ["b", "c"]
+
+
+def test_the_gate_comes_before_the_choice_and_lost_prompts_are_counted(chosen: Any) -> None:
+    rows = [
+        row("a", "x", -0.1, 0), row("b", "x", -3.0, 1), row("c", "x", -0.2, None),
+        row("d", "y", -0.1, 0), row("e", "y", NAN, 1), row("f", "z", -1.0, 0),
+    ]  # fmt: skip
+    assert chosen(rows, gate="verified") == {
+        "a": "not valid by verified", "b": "", "c": "not valid by verified",
+        "d": "no response to its prompt is left", "e": "no logprob_mean", "f": "no response to its prompt is left",
+    }  # fmt: skip
+    assert [id for id, why in chosen(rows).items() if not why] == ["a", "d", "f"]
+
+
+def test_ties_by_preferred_source_then_id(chosen: Any) -> None:
+    rows = [row("a", "x", -1.0, source="weak"), row("b", "x", -1.0, source="strong"), row("c", "x", -1.0, source="own")]
+    kept = {prefer: [id for id, why in chosen(rows, prefer=prefer).items() if not why] for prefer in
+            ((), ("strong",), ("own", "strong"), ("nobody",))}  # fmt: skip
+    assert kept == {(): ["a"], ("strong",): ["b"], ("own", "strong"): ["c"], ("nobody",): ["a"]}
+
+
+def test_what_a_prompt_is(chosen: Any) -> None:
+    def turns(*contents: str, system: str = "be kind") -> list[dict[str, str]]:
+        roles = ("user", "assistant") * 2
+        said = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+        return [{"role": "system", "content": system}, *said]
+
+    rows = [row(id, "", 0.0) for id in "abcdef"]
+    conversations = [turns("x", "1"), turns("x", "2"), turns("x", "1", "y", "3"), turns("x", "1", system="be curt"),
+                     turns("x"), []]  # fmt: skip
+    for each, messages in zip(rows, conversations, strict=True):
+        each["messages"] = messages
+    assert [id for id, why in chosen(rows).items() if not why] == ["a", "c", "d", "f"]
+
+
+def test_the_style_of_the_model_is_picked(chosen: Any) -> None:
+    """100 prompts, one response in the model's style: it is likelier by a margin, and always picked."""
+    draw = random.Random(0)
+    rows = [
+        row(f"{number:03}{style}", f"q{number}", draw.gauss(-1.0 if style == "a" else -3.0, 0.3))
+        for number in range(100)
+        for style in "ab"
+    ]
+    assert sum(id.endswith("a") for id, why in chosen(rows).items() if not why) >= 95
+
+
+def test_the_column_is_asked_for_by_name(given_rows: Any) -> None:
+    with pytest.raises(MissingColumn, match="'logprob_mean'"):
+        Grape(rows=given_rows())
+    with pytest.raises(MissingColumn, match="'verified'"):
+        Grape(rows=given_rows(has={"logprob_mean": "float64"}), gate="verified")
+    assert Grape(rows=given_rows(has={"lp": "float64"}), by="lp").by == "lp"
