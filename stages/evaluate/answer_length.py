@@ -17,7 +17,6 @@ class AnswerLength(Metric):
     itself within `max_new_tokens` (each of which counts as that long). The test holds both on a table of answers.
 
     Args:
-        choices: has no meaning here.
         max_new_tokens: of an answer.
     """
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, NothingKept, PromptTooLong, RowFault
 from graftline.stages.evaluate import interval
+from graftline.stages.evaluate.choice import Choice
 from graftline.stages.evaluate.figure import Figure
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
 from graftline.stages.evaluate.requirement import Requirement
@@ -62,6 +63,7 @@ class Compare(Stage):
     makes = "report"
     whole_node = True
     needs = {"messages": "messages", "answer": "string"}
+    specimen: ClassVar[Mapping[str, Any]] = {"metrics": (Choice(),)}
 
     model: Model
     adapters: Mapping[str, Adapter] = {}

@@ -27,7 +27,6 @@ class Diversity(Metric):
     Columns are comparable only at one temperature, which is therefore this metric's, not a model's.
 
     Args:
-        choices: has no meaning here.
         temperature: of the answers.
         max_new_tokens: of an answer.
         vocabulary: words to draw from, in the expectation; one number for all columns, since tokenizers differ.

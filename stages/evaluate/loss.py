@@ -17,9 +17,6 @@ class Loss(Metric):
     `perplexity`. Every token counts alike, so a long answer counts for more than a short one; earlier turns count
     for nothing. Smaller is better: of a gain, what is below 0. Models with other tokenizers have other tokens, and
     cannot be compared so. The test holds it against the arithmetic of known log-probabilities.
-
-    Args:
-        choices: has no meaning here.
     """
 
     method = "evaluate.loss"

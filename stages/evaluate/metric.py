@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graftline.stages.errors import InvalidField
 from graftline.stages.evaluate import interval
 from graftline.stages.evaluate.text import normalised
 from graftline.stages.specification import Plug
@@ -55,9 +54,6 @@ class Metric(Plug):
     no share sets `judges` to False and overrides `cell` and `gain`.
 
     Model calls (`predict`) and judgement (pure functions) are apart, so that the second is tested alone.
-
-    Args:
-        choices: the labels; None: the distinct answers of the rows.
     """
 
     origin = "the slot of Compare: what a metric is derived from, no method"
@@ -67,19 +63,6 @@ class Metric(Plug):
     """Names of further numbers in its cells that are metrics of the report, too."""
     judges: ClassVar[bool] = True
     """Whether its answers are right or wrong: a report's samples and confusions are those of the first that judges."""
-
-    choices: tuple[str, ...] | None = None
-
-    def check(self) -> None:
-        where = f"{type(self).__name__}.choices"
-        if self.choices is not None:
-            if not self.choices or not all(choice.strip() for choice in self.choices):
-                raise InvalidField("has no label, or an empty one", where=where, do="name at least one label, or none")
-            seen: dict[str, str] = {}
-            for choice in self.choices:
-                if other := seen.get(normalised(choice)):
-                    raise InvalidField(f"{other!r} and {choice!r} are read as the same label", where=where)
-                seen[normalised(choice)] = choice
 
     def predict(self, asked: Asked, examples: Sequence[Example]) -> list[Prediction]:
         """One prediction for each example, in order. May be called for some of the rows alone."""
@@ -120,10 +103,8 @@ class Metric(Plug):
         return {}
 
     def labels(self, examples: Sequence[Example]) -> tuple[str, ...]:
-        """`choices`, else the rows' distinct answers, sorted: those that are read alike are one label, in its most
-        frequent spelling (of equally frequent ones the first by code point)."""
-        if self.choices is not None:
-            return self.choices
+        """The rows' distinct answers, sorted: those that are read alike are one label, in its most frequent spelling
+        (of equally frequent ones the first by code point)."""
         spellings: dict[str, Counter[str]] = {}
         for example in examples:
             spellings.setdefault(normalised(example.reference), Counter())[example.reference] += 1

@@ -36,7 +36,7 @@ def build(args: Mapping[str, Any]) -> Application:
     Args:
         args: `base` (uri, digest, root, llm), `adapters` and `models` (name → the same), `cpus`, `gpus`, `memory`,
             `threads` of a replica, `concurrency` (answers at once), `queue` (requests that may wait, then 429),
-            `retry_after_s`; where there is one, the `router` (uri, digest, root, and its `model`'s uri and digest).
+            `retry_after_s`; where there is one, the `router` (uri, digest, root, and its `embedder`'s uri and digest).
     """
     from ray import serve
     from ray.serve.config import BackpressureConfig

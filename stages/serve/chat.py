@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from graftline.stages.serve.route.embedding import routed_text
+from graftline.stages.rows import user_text
 
 MOST_TOKENS = 512
 """Tokens of an answer whose request names no limit."""
@@ -153,7 +153,7 @@ class ChatRequest(Asked):
     @property
     def routed(self) -> str:
         """What decides the route."""
-        return routed_text([turn.plain() for turn in self.messages])
+        return user_text([turn.plain() for turn in self.messages])
 
 
 def usage(answer: Mapping[str, Any]) -> dict[str, int]:

@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 class RouterReplica:
-    """A deployment that owns one fitted router and the model that embeds its prompts. It takes no CPU of its own: it
+    """A deployment that owns one fitted router and the model that embeds prompts for it. It takes no CPU of its own: it
     computes one short pass a request, where an engine computes one a token.
 
     Args:
-        router: `uri` and `digest` of the router's artefact, and of the embedding model's under `model`.
+        router: `uri` and `digest` of the router's artefact, and of the embedding model's under `embedder`.
 
     Raises:
         EngineFailed: an artefact is not what the configuration says.
@@ -28,11 +28,11 @@ class RouterReplica:
 
     def __init__(self, router: Mapping[str, Any]) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # a reused worker process would keep the last one's
-        from graftline.stages.serve.route.embedding import open_embedder
+        from graftline.stages.lm.embedding import open_embedder
         from graftline.stages.serve.route.route import Fitted
 
         self.fitted = Fitted(local(router["uri"], router["digest"], ""))
-        self.embed = open_embedder(local(router["model"]["uri"], router["model"]["digest"], "model"))
+        self.embedder = open_embedder(local(router["embedder"]["uri"], router["embedder"]["digest"], "model"))
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="route")
 
     async def choose(self, text: str, mu: float | None) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class RouterReplica:
 
     def _choose(self, text: str, mu: float | None) -> dict[str, Any]:
         begun = time.perf_counter()
-        choice = self.fitted.choose(self.embed([text])[0], mu)
+        choice = self.fitted.choose(self.embedder.embed([text or " "])[0], mu)
         return {"target": choice.target, "quality": dict(choice.quality), "seconds": time.perf_counter() - begun}
 
 

@@ -124,7 +124,7 @@ class Service(Stage):
         return (Resources(cpus=0.0), *[engine] * (1 + len(self.models)), *router)
 
     def expand(self) -> Mapping[str, Stage]:
-        return {} if self.router is None else {"embedder": self.router.model}
+        return {} if self.router is None else {"embedder": self.router.embedder}
 
     def preflight(self, file: Callable[[str], str]) -> None:
         from graftline.stages.serve.deploy import LOOPBACK, is_free
@@ -161,7 +161,7 @@ class Service(Stage):
             "retry_after_s": 1,
         }
         if self.router is not None and router is not None and embedder is not None:
-            args["router"] = {**entry(self.router, router), "model": entry(self.router.model, embedder)}
+            args["router"] = {**entry(self.router, router), "embedder": entry(self.router.embedder, embedder)}
         application = {
             "name": self.app_name,
             "route_prefix": f"/{self.app_name}",

@@ -23,7 +23,7 @@ class LinearRouter(Route):
 
     Args:
         rows: target → rows with prompts it should answer (at least two targets).
-        model: embeds the prompts.
+        embedder: turns prompts into vectors.
         costs: target → cost of an answer, 0 to 1.
         mu: weight of the cost, 0 to 1.
         strength: inverse of the penalty; larger fits closer.

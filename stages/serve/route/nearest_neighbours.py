@@ -25,7 +25,7 @@ class NearestNeighbours(Route):
 
     Args:
         rows: target → rows with prompts it should answer (at least one target).
-        model: embeds the prompts.
+        embedder: turns prompts into vectors.
         costs: target → cost of an answer, 0 to 1.
         mu: weight of the cost, 0 to 1.
         k: neighbours (None: 2 to 512, by the ROC area over 5 folds of whole groups; of equals the fewest).

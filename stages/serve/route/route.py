@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from graftline.stages.errors import EngineFailed, InvalidField, NothingKept, WrongKind
+from graftline.stages.errors import EngineFailed, InvalidField, NothingKept
+from graftline.stages.lm.embedder import Embedder
 from graftline.stages.read.jsonl import Jsonl
 from graftline.stages.rows import Columns, digest
+from graftline.stages.score.embedding import COLUMN, embedded
 from graftline.stages.serve.place import BASE
-from graftline.stages.stage import Context, Model, Rows, Stage
+from graftline.stages.stage import Context, EmbeddingModel, Rows, Stage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +35,7 @@ class Route(Stage):
 
     Args:
         rows: target → rows with prompts it should answer.
-        model: embeds the prompts: the mean of its last hidden states.
+        embedder: turns prompts (what the user says in them) into vectors.
         costs: target → cost of an answer, 0 to 1, on one scale of yours: it is not rescaled, so that a new target
             changes no choice between the others. What is not named costs 0.
         mu: 0 (quality alone) to 1 (cost alone); a request may ask for another.
@@ -47,17 +49,11 @@ class Route(Stage):
     }
 
     rows: Annotated[Mapping[str, Rows], Field(min_length=1)]
-    model: Model
+    embedder: EmbeddingModel = Embedder("minilm-l6")
     costs: Mapping[str, Annotated[float, Field(ge=0, le=1)]] | None = None
     mu: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def check(self) -> None:
-        if self.model.kind != "model":
-            raise WrongKind(
-                f"takes a model, {self.model.name} makes {self.model.kind}",
-                where=f"{type(self).__name__}.model",
-                do="name the base",
-            )
         if unknown := sorted(set(self.costs or ()) - set(self.targets)):
             raise InvalidField(
                 f"there is no target {unknown[0]!r}",
@@ -72,6 +68,13 @@ class Route(Stage):
 
     def columns_needed(self) -> Mapping[str, Columns]:
         return {"rows": {"messages": "messages"}}
+
+    def expand(self) -> Mapping[str, Stage]:
+        return {
+            _embedded(target): stage
+            for target, rows in self.rows.items()
+            for stage in embedded(rows, self.embedder).values()
+        }
 
     def fit(
         self, vectors: np.ndarray, labels: np.ndarray, groups: np.ndarray
@@ -94,22 +97,16 @@ class Route(Stage):
         import numpy as np
         from safetensors.numpy import save_file
 
-        from graftline.stages.serve.route.embedding import open_embedder, routed_text
-
-        texts, labels, groups = [], [], []
-        for target, made in sorted(inputs["rows"].items()):
-            for row in made.rows(["id", "group", "messages"]).to_pylist():
-                texts.append(routed_text(prompt_of(row["messages"])))
-                labels.append(self.targets.index(target))
-                groups.append(row["group"] or row["id"])
+        found, labels, groups = [], [], []
+        for target, own in sorted(inputs["rows"].items()):
+            for row in inputs.get(_embedded(target), own).rows(["id", "group", COLUMN]).to_pylist():
+                if row[COLUMN] is not None:  # the user says nothing in it
+                    found.append(row[COLUMN])
+                    labels.append(self.targets.index(target))
+                    groups.append(row["group"] or row["id"])
         if missing := sorted(set(self.rows) - {self.targets[label] for label in labels}):
             raise NothingKept(f"there are no rows for {missing[0]}", where=self.name, do="give it some")
-        embed = open_embedder(inputs["model"].directory("model"), context.resources.threads or 1)
-        found = []
-        for start in range(0, len(texts), 16):
-            found.append(embed(texts[start : start + 16]))
-            context.progress(min(start + 16, len(texts)), len(texts))
-        vectors, numbers = np.concatenate(found), _numbers(groups)
+        vectors, numbers = np.asarray(found, np.float32), _numbers(groups)
         known = np.asarray(labels)
         arrays, settings = self.fitted(vectors, known, numbers)
         save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, out / "router.safetensors")
@@ -128,7 +125,7 @@ class Route(Stage):
         return {
             "routed_right": cells["all"]["value"],
             **{f"routed_right/{target}": cell["value"] for target, cell in cells.items()},
-            "rows": len(texts),
+            "rows": len(labels),
             "_digest": digest([about, {name: each.tobytes().hex() for name, each in sorted(arrays.items())}]),
         }
 
@@ -234,9 +231,9 @@ def folds(groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield from GroupKFold(count).split(np.zeros(len(groups)), groups=groups)
 
 
-def prompt_of(messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
-    """A row's messages up to its final assistant turn."""
-    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
+def _embedded(target: str) -> str:
+    """The name of the hidden stage with the vectors of a target's rows."""
+    return f"embedded {target}"
 
 
 def _numbers(groups: Sequence[str]) -> np.ndarray:

@@ -141,7 +141,7 @@ def test_numbers_beside_shares(made, table_engine):
     assert set(report["confusion"]) == {"base", "tickets"}
     assert stage.metric("longest").name == "longest/tickets"
     assert stage.metric("words/base").name == "words/base"
-    with pytest.raises(InvalidField, match="give each figure once"):
+    with pytest.raises(InvalidField, match="Give each figure once"):
         compare(metrics=(Numbers(), Numbers()))
 
 

@@ -46,7 +46,7 @@ def test_a_router_is_a_deployment_without_a_cpu_of_its_own():
         "uri": "file:///r",
         "digest": "r" * 64,
         "root": "LinearRouter",
-        "model": {"uri": "file:///e", "digest": "e"},
+        "embedder": {"uri": "file:///e", "digest": "e"},
     }
     args = ARGS | {"router": router}
     assert [(model.id, model.engine, model.root) for model in offered(args)][-1] == ("auto", "router", "LinearRouter")

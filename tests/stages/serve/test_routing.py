@@ -6,7 +6,7 @@ import json
 import pytest
 from fastapi.testclient import TestClient
 
-from graftline.stages.lm import tiny
+from graftline.stages.lm import tiny_embedder
 from graftline.stages.serve.api import create_api
 from graftline.stages.serve.chat import Served
 from graftline.stages.serve.routing import RouterReplica
@@ -115,10 +115,10 @@ def test_the_replica_opens_a_fitted_router_and_chooses(committed):
     import numpy as np
     from safetensors.numpy import save_file
 
-    from graftline.stages.serve.route.embedding import open_embedder
+    from graftline.stages.lm.embedding import open_embedder
 
-    base = committed("model", tiny.write)
-    embed = open_embedder(base.directory("model"))
+    base = committed("model", tiny_embedder.write)
+    embed = open_embedder(base.directory("model")).embed
     texts = ["the invoice was sent twice", "hello there friend"]
 
     def write(folder):
@@ -135,8 +135,8 @@ def test_the_replica_opens_a_fitted_router_and_chooses(committed):
         (folder / "router.json").write_text(json.dumps(about))
 
     made = committed("router", write, "")
-    model = {"uri": base.uri, "digest": base.digest}
-    replica = RouterReplica({"uri": made.uri, "digest": made.digest, "model": model})
+    embedder = {"uri": base.uri, "digest": base.digest}
+    replica = RouterReplica({"uri": made.uri, "digest": made.digest, "embedder": embedder})
     found = [asyncio.run(replica.choose(text, None)) for text in texts]
     assert [each["target"] for each in found] == ["billing", "base"]
     assert found[0]["quality"] == {"base": 0.0, "billing": 1.0}

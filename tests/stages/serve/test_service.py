@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from graftline.stages import Llm, Stage, evaluate, merge, read, serve
+from graftline.stages import Embedder, Llm, Stage, evaluate, merge, read, serve
 from graftline.stages.errors import (
     AdapterMismatch,
     EngineFailed,
@@ -18,7 +18,7 @@ from graftline.stages.errors import (
     RequirementUnmet,
     WrongKind,
 )
-from graftline.stages.lm import tiny
+from graftline.stages.lm import tiny, tiny_embedder
 from graftline.stages.lm.load import load_tokenizer, model_digest
 from graftline.stages.serve.deploy import start
 from graftline.stages.stage import Resources
@@ -50,7 +50,7 @@ def service(**fields):
 
 def routed(*targets, **fields):
     rows = {target: read.Jsonl(path=f"{target}.jsonl", prompt="{text}", answer="{queue}") for target in targets}
-    return serve.NearestNeighbours(rows=rows, model=Llm("tiny", dtype="float32"), **fields)
+    return serve.NearestNeighbours(rows=rows, embedder=Embedder("tiny"), **fields)
 
 
 class Told:
@@ -140,8 +140,8 @@ def test_it_asks_for_its_engines_beside_a_task_without_a_cpu():
 def test_a_router_brings_its_embedding_model():
     router = routed("base", "tickets")
     stage = service(router=router)
-    assert dict(stage.expand()) == {"embedder": Llm("tiny", dtype="float32")}
-    assert {router, Llm("tiny", dtype="float32"), Llm("tiny")} <= set(inputs(stage))
+    assert dict(stage.expand()) == {"embedder": Embedder("tiny")}
+    assert {router, Embedder("tiny"), Llm("tiny")} <= set(inputs(stage))
 
 
 def test_a_required_report_is_an_input():
@@ -194,7 +194,6 @@ def test_a_routed_service_of_base_adapters_and_a_merged_model(ray_cluster, base,
     import openai
 
     from graftline.stages.serve.deploy import deployed
-    from graftline.stages.serve.route.embedding import open_embedder
     from graftline.stages.serve.route.route import Fitted
 
     prompts = {
@@ -211,10 +210,11 @@ def test_a_routed_service_of_base_adapters_and_a_merged_model(ray_cluster, base,
     )
     router = serve.NearestNeighbours(
         rows={id: read.Jsonl(path=f"{id}.jsonl", prompt="{text}", answer="{queue}") for id in prompts},
-        model=Llm("tiny"), k=1,
+        embedder=Embedder("tiny"), k=1,
     )  # fmt: skip
-    routed_by = committed("router", lambda place: fit(router, prompts, base, place), "", kind="report")
-    wanted = Fitted(Path(routed_by.path)).choose(open_embedder(base.directory("model"))(["the invoice"])[0])
+    embedder = committed("embedder", tiny_embedder.write, kind="embedder")
+    routed_by = committed("router", lambda place: fit(router, prompts, place), "", kind="report")
+    wanted = Fitted(Path(routed_by.path)).choose(tiny_embedder.HashedWords().embed(["the invoice"])[0])
 
     stage = service(
         model=Llm("tiny", dtype="float32"), adapters={"tickets": Tuned(), "poems": Tuned(seed=1)},
@@ -222,7 +222,7 @@ def test_a_routed_service_of_base_adapters_and_a_merged_model(ray_cluster, base,
     )  # fmt: skip
     opened = {
         "model": base, "adapters": {"tickets": one, "poems": other}, "models": {"merged": whole}, "router": routed_by,
-        "embedder": base,
+        "embedder": embedder,
     }  # fmt: skip
     with deployed(stage.config(**opened), name="routed") as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -287,14 +287,12 @@ class Opened(Told):
         return self.made[stage]
 
 
-def fit(router, prompts, base, place):
+def fit(router, prompts, place):
     """Write a fitted router's files."""
     import numpy as np
     from safetensors.numpy import save_file
 
-    from graftline.stages.serve.route.embedding import open_embedder
-
-    embed = open_embedder(base.directory("model"))
+    embed = tiny_embedder.HashedWords().embed
     texts = [text for target in router.targets for text in prompts[target]]
     labels = [at for at, target in enumerate(router.targets) for _ in prompts[target]]
     arrays, settings = router.fitted(embed(texts), np.asarray(labels), np.arange(len(labels)))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from graftline.stages import Llm, read, serve
+from graftline.stages import Embedder, read, serve
 from graftline.stages.errors import InvalidField
 
 
 def route(*targets, **fields):
     rows = {name: read.Jsonl(path=f"{name}.jsonl", prompt="{a}", answer="{b}") for name in targets}
-    return serve.LinearRouter(rows=rows, model=Llm("tiny"), **fields)
+    return serve.LinearRouter(rows=rows, embedder=Embedder("tiny"), **fields)
 
 
 @pytest.mark.parametrize("sizes", [(30, 10), (30, 20, 10)])

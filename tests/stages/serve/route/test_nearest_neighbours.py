@@ -5,13 +5,13 @@ import time
 import numpy as np
 import pytest
 
-from graftline.stages import Llm, read, serve
+from graftline.stages import Embedder, read, serve
 from graftline.stages.serve.route.route import choose
 
 
 def route(*targets, **fields):
     rows = {name: read.Jsonl(path=f"{name}.jsonl", prompt="{a}", answer="{b}") for name in targets or ("a", "b")}
-    return serve.NearestNeighbours(rows=rows, model=Llm("tiny"), **fields)
+    return serve.NearestNeighbours(rows=rows, embedder=Embedder("tiny"), **fields)
 
 
 def quality(stage, fitted, vectors):

@@ -9,13 +9,12 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import pytest
 
-from graftline.stages import Llm, Stage, read, serve
+from graftline.stages import Embedder, Llm, Stage, read, serve
 from graftline.stages.artefact import Artefact
 from graftline.stages.errors import EngineFailed, InvalidField, MissingColumn, NothingKept, WrongKind
-from graftline.stages.lm import tiny
+from graftline.stages.lm.tiny_embedder import HashedWords
 from graftline.stages.rows import schema
-from graftline.stages.serve.route.embedding import open_embedder
-from graftline.stages.serve.route.route import Fitted, choose, folds, prompt_of
+from graftline.stages.serve.route.route import Fitted, choose, folds
 from graftline.stages.stage import Resources
 
 PROMPTS = {
@@ -29,7 +28,7 @@ def rows(name):
 
 
 def route(kind=serve.NearestNeighbours, **fields):
-    return kind(**{"rows": {name: rows(name) for name in PROMPTS}, "model": Llm("tiny")} | fields)
+    return kind(**{"rows": {name: rows(name) for name in PROMPTS}, "embedder": Embedder("tiny")} | fields)
 
 
 class Context:
@@ -39,28 +38,29 @@ class Context:
         assert done <= total
 
 
+EMBED = HashedWords().embed
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("store")
-    (root / "model").mkdir()
-    tiny.write(root / "model")
-    model = Artefact({"files": {}, "digest": "m" * 64, "kind": "model"}, fs.LocalFileSystem(), str(root))
-    made = {}
+    """As the pipeline hands them over: the rows, and the hidden stages with their vectors."""
+    root, made = tmp_path_factory.mktemp("store"), {}
+    of = schema({"id": "string", "group": "string", "messages": "messages", "embedding": "list<float32>"})
     for target, texts in PROMPTS.items():
-        of = schema({"id": "string", "group": "string", "messages": "messages"})
         lines = [
             {
-                "id": f"{target}{place}", "group": f"{target}{place}",
+                "id": f"{target}{place}", "group": f"{target}{place}", "embedding": vector,
                 "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": target}],
             }
-            for place, text in enumerate(texts)
+            for place, (text, vector) in enumerate(zip(texts, EMBED(texts), strict=True))
         ]  # fmt: skip
+        lines.append({**lines[0], "id": f"{target}9", "embedding": None})
         place = root / target / "rows"
         place.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(lines, schema=of), place / "part-0.parquet")
         manifest = {"files": {"rows/part-0.parquet": {}}, "digest": target, "kind": "rows"}
         made[target] = Artefact(manifest, fs.LocalFileSystem(), str(root / target))
-    return {"rows": made, "model": model}
+    return {"rows": dict.fromkeys(made), **{f"embedded {target}": each for target, each in made.items()}}
 
 
 @pytest.fixture
@@ -78,10 +78,9 @@ def test_what_was_fitted_routes_the_prompts_it_has_seen(made, inputs, kind):
     folder, metrics = made(route(kind, **({"k": 1} if kind is serve.NearestNeighbours else {})))
     assert {file.name for file in folder.iterdir()} == {"router.safetensors", "router.json", "report.json"}
     fitted = Fitted(folder)
-    embed = open_embedder(inputs["model"].directory("model"))
     for target, texts in PROMPTS.items():
         for text in texts:
-            choice = fitted.choose(embed([text])[0])
+            choice = fitted.choose(EMBED([text])[0])
             assert choice.target == target
             assert set(choice.quality) == set(PROMPTS)
             assert sum(choice.quality.values()) == pytest.approx(1)
@@ -97,10 +96,19 @@ def test_equal_rows_make_an_equal_router(made):
     assert made(route(mu=0.5), "three")[1]["_digest"] != one["_digest"]
 
 
+def test_rows_are_embedded_once_for_all_who_ask():
+    from graftline.stages import score
+
+    stage = route()
+    wanted = {f"embedded {name}": score.Embedding(rows=rows(name), embedder=Embedder("tiny")) for name in PROMPTS}
+    assert dict(stage.expand()) == wanted
+    assert not route(rows={name: each for name, each in zip(PROMPTS, wanted.values(), strict=True)}).expand()
+
+
 def test_costs_count_as_much_as_mu_says(made, inputs):
     folder, _ = made(route(k=4, costs={"billing": 1.0, "base": 0.1}))
     fitted = Fitted(folder)
-    vector = open_embedder(inputs["model"].directory("model"))([PROMPTS["billing"][0]])[0]
+    vector = EMBED([PROMPTS["billing"][0]])[0]
     assert [fitted.choose(vector, mu).target for mu in (0.0, 1.0)] == ["billing", "base"]
     cost = {"billing": 1.0, "base": 0.1}
     paid = [cost[fitted.choose(vector, mu / 20).target] for mu in range(21)]
@@ -140,21 +148,15 @@ def test_folds_keep_groups_together():
     assert list(folds(np.zeros(4))) == []
 
 
-def test_a_prompt_ends_before_its_answer():
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert prompt_of(turns) == turns[:1]
-    assert prompt_of(turns[:1]) == turns[:1]
-
-
 def test_a_target_without_rows_is_refused(made, inputs):
-    empty = inputs["rows"]["base"].dataset().schema.empty_table()
+    empty = inputs["embedded base"].dataset().schema.empty_table()
 
     class Nothing:
         def rows(self, columns):
             return empty
 
     with pytest.raises(NothingKept, match="no rows for base"):
-        made(route(), rows={**inputs["rows"], "base": Nothing()})
+        made(route(), **{"embedded base": Nothing()})
 
 
 def test_a_route_of_a_class_that_is_not_here_says_so(made):
@@ -163,10 +165,6 @@ def test_a_route_of_a_class_that_is_not_here_says_so(made):
     (folder / "router.json").write_text(json.dumps({**about, "module": "their_own"}))
     with pytest.raises(EngineFailed, match="their_own"):
         Fitted(folder)
-
-
-class Tuned(Stage):
-    makes = "adapter"
 
 
 class Bare(Stage):
@@ -182,7 +180,7 @@ class Bare(Stage):
         ({"rows": {}}, InvalidField, r"NearestNeighbours\.rows"),
         ({"rows": {"base": Bare()}}, MissingColumn, r"NearestNeighbours\.rows\.base"),
         ({"rows": {"base": Llm("tiny")}}, WrongKind, r"NearestNeighbours\.rows\.base"),
-        ({"model": Tuned()}, WrongKind, r"NearestNeighbours\.model"),
+        ({"embedder": Llm("tiny")}, WrongKind, r"NearestNeighbours\.embedder"),
         ({"costs": {"nobody": 0.5}}, InvalidField, r"NearestNeighbours\.costs"),
         ({"costs": {"base": 2.0}}, InvalidField, r"NearestNeighbours\.costs\.base"),
         ({"mu": 1.5}, InvalidField, r"NearestNeighbours\.mu"),
@@ -196,7 +194,7 @@ def test_what_is_refused_when_it_is_built(fields, kind, where):
 
 def test_ones_own_route(made, inputs):
     """Two methods, and it is fitted, measured, kept and opened like the others."""
-    folder, metrics = made(Longest(rows={name: rows(name) for name in PROMPTS}, model=Llm("tiny")))
+    folder, metrics = made(Longest(rows={name: rows(name) for name in PROMPTS}))
     about = json.loads((folder / "router.json").read_text())
     (folder / "router.json").write_text(json.dumps(about))
     assert about["class"] == "Longest"
