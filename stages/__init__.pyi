@@ -3,6 +3,7 @@
 from graftline.stages import evaluate as evaluate
 from graftline.stages import generate as generate
 from graftline.stages import lm as lm
+from graftline.stages import merge as merge
 from graftline.stages import read as read
 from graftline.stages import score as score
 from graftline.stages import select as select

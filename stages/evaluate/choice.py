@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from graftline.stages.errors import InvalidField
-from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
+from graftline.stages.evaluate.labelled import Labelled
+from graftline.stages.evaluate.metric import Asked, Example, Prediction
 
 MOST = 256
 """Labels found in the rows: more are free text, and every row would be scored with every answer."""
 BATCH = 16
 
 
-class Choice(Metric):
+class Choice(Labelled):
     """Share of rows whose reference is the label with the largest log-probability as the whole answer.
 
     Nothing is generated, so format plays no part: a gain in exact match without one here is format alone. Ties go to

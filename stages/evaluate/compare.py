@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, NothingKept, PromptTooLong, RowFault
 from graftline.stages.evaluate import interval
+from graftline.stages.evaluate.choice import Choice
 from graftline.stages.evaluate.figure import Figure
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
 from graftline.stages.evaluate.requirement import Requirement
-from graftline.stages.evaluate.table import confusion, examples_of, faults, flat, shown
+from graftline.stages.evaluate.table import confusion, examples_of, faults, finite, flat, shown
 from graftline.stages.lineage import TRAINED_ON, refuse_leak
 from graftline.stages.lm.held import NONE, held_of
 from graftline.stages.lm.reference import base_of, refuse_other_bases
@@ -65,6 +65,7 @@ class Compare(Stage):
     makes = "report"
     whole_node = True
     needs = {"messages": "messages", "answer": "string"}
+    specimen: ClassVar[Mapping[str, Any]] = {"metrics": (Choice(),)}
 
     model: Model
     adapters: Mapping[str, Adapter] = {}
@@ -75,7 +76,7 @@ class Compare(Stage):
     samples: Annotated[int, Field(ge=0)] = 20
 
     def check(self) -> None:
-        figures = [metric.figure for metric in self.metrics]
+        figures = self.figures
         if len(set(figures)) < len(figures) or not all(figures):
             raise InvalidField(f"has the figures {figures}", where="Compare.metrics", do="give each figure once")
         for field in ("adapters", "models"):
@@ -88,6 +89,11 @@ class Compare(Stage):
                     )
 
         refuse_other_bases(self.model, self.adapters, where="Compare.adapters")
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of all its numbers."""
+        return tuple(name for metric in self.metrics for name in (metric.figure, *metric.also))
 
     @property
     def columns_shown(self) -> tuple[str, ...]:
@@ -106,7 +112,7 @@ class Compare(Stage):
         """
         figure, _, column = name.partition("/")
         column = of or column
-        figures, tuned = [metric.figure for metric in self.metrics], self.columns_shown[1:]
+        figures, tuned = self.figures, self.columns_shown[1:]
         if not column:
             if len(tuned) > 1:
                 raise InvalidField(
@@ -158,8 +164,8 @@ class Compare(Stage):
                 asked = Asked(engine, adapter, labels[metric.figure], longest, tick)
                 predictions = predict(metric, asked, examples)
                 results[metric.figure][column] = predictions
-                right = sum(itertools.starmap(metric.correct, zip(predictions, examples, strict=True)))
-                context.progress(min(done, total), total, **{f"{metric.figure}/{column}": right / len(examples)})
+                value = metric.cell(predictions, examples, range(len(examples)), self.seed)["value"]
+                context.progress(min(done, total), total, **{f"{metric.figure}/{column}": value})
                 if column == BASE:
                     decoding |= metric.decoding(asked)
         report = {
@@ -172,38 +178,35 @@ class Compare(Stage):
             "adapter_digests": {name: inputs["adapters"][name].digest for name in sorted(self.adapters)},
             "model_digests": {name: inputs["models"][name].digest for name in sorted(self.models)},
         }
-        (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-        return flat(report["metrics"])
+        text = json.dumps(finite(report), indent=1, ensure_ascii=False)
+        (out / "report.json").write_text(text, encoding="utf-8")
+        return flat(report["metrics"], {metric.figure: metric.also for metric in self.metrics})
 
     def report(self, examples: Sequence[Example], results: Results) -> dict[str, Any]:
         """The report's tables, from what was answered: a pure function."""
         cluster = interval.clusters([example.group for example in examples])
         columns = list(self.columns_shown)
-        right = {
-            metric.figure: {
-                column: list(itertools.starmap(metric.correct, zip(predictions, examples, strict=True)))
-                for column, predictions in results[metric.figure].items()
-            }
-            for metric in self.metrics
-        }
-        first = self.metrics[0].figure
+        judge = next((metric for metric in self.metrics if metric.judges), self.metrics[0])
+        answers = results[judge.figure]
         chosen = sorted(range(len(examples)), key=lambda index: derived_seed(self.seed, examples[index].id))
-        labels = self.metrics[0].labels(examples)
+        labels = judge.labels(examples) if judge.judges else ()
         return {
             "columns": columns,
             "metrics": {
-                figure: {
-                    column: interval.share(verdicts, cluster, self.seed) | faults(results[figure][column])
-                    for column, verdicts in by_column.items()
+                metric.figure: {
+                    column: metric.cell(predictions, examples, cluster, self.seed) | faults(predictions)
+                    for column, predictions in results[metric.figure].items()
                 }
-                for figure, by_column in right.items()
+                for metric in self.metrics
             },
             "gains": {
-                figure: {
-                    column: interval.gain(by_column[BASE], by_column[column], cluster, self.seed)
+                metric.figure: {
+                    column: metric.gain(
+                        results[metric.figure][BASE], results[metric.figure][column], examples, cluster, self.seed
+                    )
                     for column in columns[1:]
                 }
-                for figure, by_column in right.items()
+                for metric in self.metrics
             },
             "intervals": interval.described(cluster),
             "samples": [
@@ -211,13 +214,15 @@ class Compare(Stage):
                     "id": examples[index].id,
                     "prompt": shown(examples[index].prompt),
                     "reference": examples[index].reference,
-                    "answers": {column: results[first][column][index].text for column in columns},
-                    "correct": {column: right[first][column][index] for column in columns},
+                    "answers": {column: answers[column][index].text for column in columns},
+                    "correct": {column: judge.correct(answers[column][index], examples[index]) for column in columns}
+                    if judge.judges
+                    else {},
                 }
                 for index in chosen[: self.samples]
             ],
-            "confusion": {column: confusion(results[first][column], examples) for column in columns}
-            if len(labels) <= MOST_LABELS
+            "confusion": {column: confusion(answers[column], examples) for column in columns}
+            if 0 < len(labels) <= MOST_LABELS
             else {},
         }
 

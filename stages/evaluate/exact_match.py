@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from graftline.stages.errors import EngineFailed
-from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
+from graftline.stages.evaluate.labelled import Labelled
+from graftline.stages.evaluate.metric import Asked, Example, Prediction
 from graftline.stages.evaluate.text import normalised
 
 SPARE = 4
 """Tokens beyond the longest label: room for final punctuation and the end of the turn, not for an explanation."""
 
 
-class ExactMatch(Metric):
+class ExactMatch(Labelled):
     """Share of rows whose whole first answer is the reference: both NFKC, case-folded, without outer space and final
     punctuation.
 

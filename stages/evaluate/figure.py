@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from graftline.stages.specification import Plug
@@ -25,5 +26,6 @@ class Figure(Plug):
     name: str
 
     def read(self, report: Artefact) -> float:
-        """The number, from the report's artefact."""
-        return float(report.metrics[self.name])
+        """The number, from the report's artefact; nan where nothing could be measured."""
+        value = report.metrics[self.name]
+        return math.nan if value is None else float(value)

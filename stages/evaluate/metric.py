@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graftline.stages.errors import InvalidField
+from graftline.stages.evaluate import interval
 from graftline.stages.evaluate.text import normalised
 from graftline.stages.specification import Plug
 
@@ -27,11 +27,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answer: the text people see, the label it stands for ("" = none), and why it stands for none."""
+    """One answer: the text people see, the label it stands for ("" = none), and why it stands for none; or a number
+    measured on the row (None = none), which counts as often as its weight says."""
 
     text: str
     label: str = ""
     fault: str = ""
+    value: float | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,48 +50,61 @@ class Asked:
 
 
 class Metric(Plug):
-    """A share of right answers. A metric of your own sets `figure` and overrides `predict` and `correct`.
+    """A share of right answers. A metric of your own sets `figure` and overrides `predict` and `correct`; one that is
+    no share sets `judges` to False and overrides `cell` and `gain`.
 
-    Model calls (`predict`) and judgement (`correct`, a pure function) are apart, so that the second is tested alone.
-
-    Args:
-        choices: the labels; None: the distinct answers of the rows.
+    Model calls (`predict`) and judgement (pure functions) are apart, so that the second is tested alone.
     """
 
     origin = "the slot of Compare: what a metric is derived from, no method"
     figure: ClassVar[str] = ""
     """Its name in reports: `exact_match`."""
-
-    choices: tuple[str, ...] | None = None
-
-    def check(self) -> None:
-        where = f"{type(self).__name__}.choices"
-        if self.choices is not None:
-            if not self.choices or not all(choice.strip() for choice in self.choices):
-                raise InvalidField("has no label, or an empty one", where=where, do="name at least one label, or none")
-            seen: dict[str, str] = {}
-            for choice in self.choices:
-                if other := seen.get(normalised(choice)):
-                    raise InvalidField(f"{other!r} and {choice!r} are read as the same label", where=where)
-                seen[normalised(choice)] = choice
+    also: ClassVar[tuple[str, ...]] = ()
+    """Names of further numbers in its cells that are metrics of the report, too."""
+    judges: ClassVar[bool] = True
+    """Whether its answers are right or wrong: a report's samples and confusions are those of the first that judges."""
 
     def predict(self, asked: Asked, examples: Sequence[Example]) -> list[Prediction]:
         """One prediction for each example, in order. May be called for some of the rows alone."""
         raise NotImplementedError(f"{type(self).__name__}.predict")
 
-    def correct(self, prediction: Prediction, example: Example) -> bool:
-        """Whether the label a prediction stands for is the reference."""
+    def correct(self, prediction: Prediction, example: Example) -> bool | None:
+        """Whether the label a prediction stands for is the reference (None: nobody can tell; it counts for nothing)."""
         return bool(prediction.label) and normalised(prediction.label) == normalised(example.reference)
+
+    def cell(
+        self, predictions: Sequence[Prediction], examples: Sequence[Example], cluster: Sequence[int], seed: int
+    ) -> dict[str, Any]:
+        """One column's number: `value`, `n`, `ci_low`, `ci_high`, and what else is worth saying.
+
+        Args:
+            cluster: a number for each row; rows that have the same count as one draw.
+        """
+        verdicts = [self.correct(*pair) for pair in zip(predictions, examples, strict=True)]
+        known = [place for place, verdict in enumerate(verdicts) if verdict is not None]
+        found = interval.share([bool(verdicts[place]) for place in known], [cluster[place] for place in known], seed)
+        return found if len(known) == len(verdicts) else {**found, "missing": len(verdicts) - len(known)}
+
+    def gain(
+        self, before: Sequence[Prediction], after: Sequence[Prediction], examples: Sequence[Example],
+        cluster: Sequence[int], seed: int,
+    ) -> dict[str, Any]:  # fmt: skip
+        """How much larger a column's number is than the base's, on the rows that both have a verdict on."""
+        pairs = [
+            (self.correct(one, example), self.correct(other, example))
+            for one, other, example in zip(before, after, examples, strict=True)
+        ]
+        known = [place for place, pair in enumerate(pairs) if None not in pair]
+        first, second = ([bool(pairs[place][side]) for place in known] for side in (0, 1))
+        return interval.gain(first, second, [cluster[place] for place in known], seed)
 
     def decoding(self, asked: Asked) -> dict[str, Any]:
         """How answers are asked for, as the report says it."""
         return {}
 
     def labels(self, examples: Sequence[Example]) -> tuple[str, ...]:
-        """`choices`, else the rows' distinct answers, sorted: those that are read alike are one label, in its most
-        frequent spelling (of equally frequent ones the first by code point)."""
-        if self.choices is not None:
-            return self.choices
+        """The rows' distinct answers, sorted: those that are read alike are one label, in its most frequent spelling
+        (of equally frequent ones the first by code point)."""
         spellings: dict[str, Counter[str]] = {}
         for example in examples:
             spellings.setdefault(normalised(example.reference), Counter())[example.reference] += 1

@@ -36,7 +36,8 @@ class Requirement(Plug):
             return
         metric, _, column = self.figure.name.partition("/")
         cell = report.json("report.json").get("metrics", {}).get(metric, {}).get(column, {})
-        interval = f" (n={cell['n']}, 95 % {cell['ci_low']:.3f} to {cell['ci_high']:.3f})" if cell else ""
+        known = cell.get("ci_low") is not None
+        interval = f" (n={cell['n']}, 95 % {cell['ci_low']:.3f} to {cell['ci_high']:.3f})" if known else ""
         raise RequirementUnmet(
             f"{metric} of {column} is {value:.3f}{interval}, at least {self.least:g} is required",
             where=self.figure.report.name,

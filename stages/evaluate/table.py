@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,10 +48,27 @@ def confusion(predictions: Sequence[Prediction], examples: Sequence[Example]) ->
     return {reference: dict(sorted(count.items())) for reference, count in sorted(table.items())}
 
 
-def flat(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
-    """A report's values as metrics: `exact_match/base`, `exact_match/<column>`, and the last column's `exact_match`."""
+def finite(value: Any) -> Any:
+    """JSON without NaN, which JSON has none of: null in its place."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flat(
+    metrics: Mapping[str, Mapping[str, Mapping[str, Any]]], also: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, float]:
+    """A report's values as metrics: `exact_match/base`, `exact_match/<column>`, and the last column's `exact_match`.
+
+    Args:
+        also: figure → names of further numbers in its cells.
+    """
     values: dict[str, float] = {}
     for figure, by_column in metrics.items():
         for column, cell in by_column.items():
             values[f"{figure}/{column}"] = values[figure] = cell["value"]
+            for name in (also or {}).get(figure, ()):
+                values[f"{name}/{column}"] = values[name] = cell[name]
     return values

@@ -154,29 +154,9 @@ class AdapterSet:
 
 def read(directory: Path, model: nn.Module, digest: str) -> dict[str, Factors]:
     """Layer → factors of a PEFT LoRA directory, checked against the base, on its device and in its dtype."""
-    from peft import LoraConfig, PeftConfig
-    from safetensors.torch import load_file
-
     where = str(directory)
-    weights = directory / "adapter_model.safetensors"
-    for needed in (directory / "adapter_config.json", weights):
-        if not needed.is_file():
-            raise FileMissing(f"there is no {needed.name}", where=where, do="name a PEFT adapter directory")
+    config, pairs = _pairs(directory)
     refuse_other_base(directory, digest)
-    config = PeftConfig.from_pretrained(where)
-    if not isinstance(config, LoraConfig):
-        raise AdapterMismatch(f"is a {config.peft_type} adapter; this engine applies LoRA", where=where, do="merge it")
-    _refuse_unsupported(config, where)
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in load_file(weights).items():
-        path, found, part = key.removeprefix("base_model.model.").partition(".lora_")
-        if not found or part not in ("A.weight", "B.weight"):
-            raise AdapterMismatch(f"holds {key}, which is no LoRA factor of a linear layer", where=where, do="merge it")
-        if not bool(torch.isfinite(tensor).all()):
-            raise AdapterMismatch(f"{key} holds numbers that are not finite", where=where, do="train it again")
-        pairs.setdefault(path, {})[part[0]] = tensor
-    if not pairs:
-        raise AdapterMismatch("holds no LoRA factors", where=where, do="train it again")
     head = getattr(model, "get_output_embeddings", lambda: None)()
     dtype = next(each.dtype for each in model.parameters() if each.is_floating_point())
     factors = {}
@@ -197,6 +177,51 @@ def read(directory: Path, model: nn.Module, digest: str) -> dict[str, Factors]:
         a, b = (each.to(linear.weight.device, dtype).contiguous() for each in (a, b))
         factors[path] = Factors(a, b, _scale(config, path, a.shape[0]))
     return factors
+
+
+def factors_of(directory: Path) -> dict[str, Factors]:
+    """Layer → factors of a PEFT LoRA directory, as they are stored, whatever base they are for.
+
+    Raises:
+        FileMissing: the directory is no PEFT directory.
+        AdapterMismatch: it holds what is not base plus scaled B·A.
+    """
+    config, pairs = _pairs(directory)
+    factors = {}
+    for path, pair in pairs.items():
+        a, b = pair.get("A"), pair.get("B")
+        if a is None or b is None or a.shape[0] != b.shape[1]:
+            shapes = [tuple(each.shape) for each in (a, b) if each is not None]
+            raise AdapterMismatch(f"the factors of {path} are {shapes}", where=str(directory), do="train it again")
+        factors[path] = Factors(a, b, _scale(config, path, a.shape[0]))
+    return factors
+
+
+def _pairs(directory: Path) -> tuple[LoraConfig, dict[str, dict[str, torch.Tensor]]]:
+    """A PEFT LoRA directory's config, and layer → its factors `A` and `B`."""
+    from peft import LoraConfig, PeftConfig
+    from safetensors.torch import load_file
+
+    where = str(directory)
+    weights = directory / "adapter_model.safetensors"
+    for needed in (directory / "adapter_config.json", weights):
+        if not needed.is_file():
+            raise FileMissing(f"there is no {needed.name}", where=where, do="name a PEFT adapter directory")
+    config = PeftConfig.from_pretrained(where)
+    if not isinstance(config, LoraConfig):
+        raise AdapterMismatch(f"is a {config.peft_type} adapter; this engine applies LoRA", where=where, do="merge it")
+    _refuse_unsupported(config, where)
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in load_file(weights).items():
+        path, found, part = key.removeprefix("base_model.model.").partition(".lora_")
+        if not found or part not in ("A.weight", "B.weight"):
+            raise AdapterMismatch(f"holds {key}, which is no LoRA factor of a linear layer", where=where, do="merge it")
+        if not bool(torch.isfinite(tensor).all()):
+            raise AdapterMismatch(f"{key} holds numbers that are not finite", where=where, do="train it again")
+        pairs.setdefault(path, {})[part[0]] = tensor
+    if not pairs:
+        raise AdapterMismatch("holds no LoRA factors", where=where, do="train it again")
+    return config, pairs
 
 
 def _linear(model: nn.Module, path: str) -> nn.Linear | None:

@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, prefix: str = "") -> list[int]:
-    """The tokens of a conversation up to the assistant turn asked for, which starts with `prefix`.
+    """The tokens of a conversation up to the assistant turn asked for, which starts with `prefix`. Without messages
+    the prefix is all there is: plain text, without a template.
 
     Raises:
         RowFault: the conversation cannot be rendered.
         InvalidField: the tokenizer has no chat template.
     """
+    if prefix and not messages:
+        ids: list[int] = tokenizer(prefix)["input_ids"]
+        return ids
     text = _text(tokenizer, messages, ask=True)
     _refuse_marks(tokenizer, prefix, "prefix")
     return _tokens(tokenizer, text + prefix)

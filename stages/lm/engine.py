@@ -43,7 +43,8 @@ class Request:
         messages: the conversation, up to the assistant turn that is asked for.
         sampling: how the answer is drawn.
         adapter: name of a loaded adapter (None: the base).
-        prefix: text with which the assistant turn already starts; not part of `Answer.text`.
+        prefix: text with which the assistant turn already starts; not part of `Answer.text`. Without messages it is
+            the whole prompt, as plain text.
     """
 
     id: str

@@ -1,3 +1,7 @@
 # Written by `graftline methods --write-stubs` from the files beside it; do not edit.
 
+from graftline.stages.serve import route as route
+from graftline.stages.serve.route.linear_router import LinearRouter as LinearRouter
+from graftline.stages.serve.route.nearest_neighbours import NearestNeighbours as NearestNeighbours
+from graftline.stages.serve.route.route import Route as Route
 from graftline.stages.serve.service import Service as Service

@@ -1,13 +1,15 @@
-"""The gateway's routes: OpenAI's `chat/completions` and `models`, and health."""
+"""The gateway's routes: OpenAI's `chat/completions`, `completions` and `models`, and health."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,26 +18,53 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from graftline.stages.errors import GraftlineError, PromptTooLong, RowFault
-from graftline.stages.serve.chat import ApiError, ChatRequest, Served, chunk, completion, usage
+from graftline.stages.serve.chat import ApiError, Asked, ChatRequest, Served, chunk, completion, usage
+from graftline.stages.serve.completions import CompletionRequest, text_chunk, text_completion
+from graftline.stages.serve.place import AUTO
+from graftline.stages.serve.routing import routed
 
 logger = logging.getLogger(__name__)
 
 
-def create_api(models: Sequence[Served], engines: Mapping[str, Any]) -> FastAPI:
+Head = tuple[str, int, str, str]
+"""Of an answer: its id, when it was made, the model that made it, and that model's fingerprint."""
+Shown = Callable[[int, Mapping[str, Any]], dict[str, Any]]
+"""An engine's event of a call, by the call's place, as the client sees it."""
+
+
+def create_api(models: Sequence[Served], engines: Mapping[str, Any], router: Any = None) -> FastAPI:
     """The web application.
 
     Args:
         models: what it offers; no other id is ever answered, least of all by the base.
         engines: name → a handle on an `EngineReplica` deployment.
+        router: a handle on a `RouterReplica` deployment, where `auto` is offered.
     """
     api = FastAPI(title="graftline", docs_url=None, redoc_url=None, openapi_url=None)
     offered = {model.id: model for model in models}
     started = int(time.time())
 
-    def find(id: str) -> Served:
+    def find(id: str, param: str = "model") -> Served:
         if id not in offered:
-            raise ApiError(404, f"The model {id!r} does not exist.", param="model", code="model_not_found")
+            raise ApiError(404, f"The {param} {id!r} does not exist.", param=param, code="model_not_found")
         return offered[id]
+
+    async def choose(request: Asked, text: str) -> tuple[Served, dict[str, str]]:
+        """Who answers a request, and what a header says of the choice. An adapter that is named is never routed."""
+        model = find(request.model)
+        if request.adapter is not None:
+            adapter = find(request.adapter, "adapter")
+            if adapter.adapter is None or model.id not in (AUTO, adapter.id, adapter.parent):
+                belongs = f"belongs to {adapter.parent!r}" if adapter.adapter else "is a model of its own"
+                raise ApiError(
+                    400, f"{adapter.id!r} {belongs}, it is no adapter of {model.id!r}.", param="adapter",
+                    code="adapter_mismatch",
+                )  # fmt: skip
+            return adapter, {}
+        if model.id != AUTO:
+            return model, {}
+        target, headers = await routed(router, text, request.mu)
+        return offered[target], headers
 
     def listing(model: Served) -> dict[str, Any]:
         return {
@@ -66,25 +95,57 @@ def create_api(models: Sequence[Served], engines: Mapping[str, Any]) -> FastAPI:
         return {"status": "ok"}
 
     @api.post("/v1/chat/completions", response_model=None)
-    async def chat_completions(request: ChatRequest) -> dict[str, Any] | StreamingResponse:
-        model = find(request.model)
-        id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-        call = request.call(id, model.adapter)
-        engine = engines[model.engine]
-        about = (id, created, model.id, model.digest[:16])
+    async def chat_completions(request: ChatRequest) -> JSONResponse | StreamingResponse:
+        model, headers = await choose(request, request.routed)
+        head: Head = (f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model.id, model.digest[:16])
+        call = request.call(head[0], model.adapter)
         if not request.stream:
-            try:
-                answer = await engine.answer.remote(call)
-            except Exception as error:
-                raise seen_by_client(error) from error
-            return completion(*about, answer)
-        events = engine.options(stream=True).stream.remote(call).__aiter__()
+            (answer,) = await answered(model, [call], "messages")
+            return JSONResponse(completion(*head, answer), headers=headers)
+
+        def shown(place: int, event: Mapping[str, Any]) -> dict[str, Any]:
+            if "finish" in event:
+                return chunk(*head, {}, event["finish"])
+            return chunk(*head, {"content": event["text"]})
+
+        opening = chunk(*head, {"role": "assistant", "content": ""})
+        return await streamed(model, [call], request, shown, headers, "messages", opening)
+
+    @api.post("/v1/completions", response_model=None)
+    async def completions(request: CompletionRequest) -> JSONResponse | StreamingResponse:
+        model, headers = await choose(request, request.routed)
+        head: Head = (f"cmpl-{uuid.uuid4().hex}", int(time.time()), model.id, model.digest[:16])
+        calls = request.calls(head[0], model.adapter)
+        if not request.stream:
+            return JSONResponse(text_completion(*head, await answered(model, calls, "prompt")), headers=headers)
+
+        def shown(place: int, event: Mapping[str, Any]) -> dict[str, Any]:
+            return text_chunk(*head, place, event.get("text", ""), event.get("finish"))
+
+        return await streamed(model, calls, request, shown, headers, "prompt")
+
+    async def answered(model: Served, calls: Sequence[Mapping[str, Any]], param: str) -> list[Mapping[str, Any]]:
+        """Whole answers, side by side; where one fails, so does the request."""
         try:
-            first = await anext(events)  # a request that fails at once gets its status, not a broken stream
+            return await asyncio.gather(*(engines[model.engine].answer.remote(call) for call in calls))
         except Exception as error:
-            raise seen_by_client(error) from error
+            raise seen_by_client(error, param) from error
+
+    async def streamed(
+        model: Served, calls: Sequence[Mapping[str, Any]], request: Asked, shown: Shown, headers: Mapping[str, str],
+        param: str, opening: Mapping[str, Any] | None = None,
+    ) -> StreamingResponse:  # fmt: skip
+        """Answers in pieces, one call after the other."""
+        engine = engines[model.engine].options(stream=True)
+        events = (engine.stream.remote(call).__aiter__() for call in calls)
+        one = next(events)
+        try:
+            first = await anext(one)  # a request that fails at once gets its status, not a broken stream
+        except Exception as error:
+            raise seen_by_client(error, param) from error
         with_usage = bool(request.stream_options and request.stream_options.include_usage)
-        return StreamingResponse(_sse(first, events, about, with_usage), media_type="text/event-stream")
+        lines = _sse(opening, first, one, events, shown, with_usage)
+        return StreamingResponse(lines, media_type="text/event-stream", headers=dict(headers))
 
     @api.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
@@ -107,33 +168,38 @@ def create_api(models: Sequence[Served], engines: Mapping[str, Any]) -> FastAPI:
 
 
 async def _sse(
-    first: Mapping[str, Any], rest: AsyncIterator[Mapping[str, Any]], about: tuple[str, int, str, str], with_usage: bool
-) -> AsyncIterator[str]:
-    """Server-sent events of a streamed answer; an error on the way ends it as an event of its own."""
+    opening: Mapping[str, Any] | None, first: Mapping[str, Any], one: AsyncIterator[Mapping[str, Any]],
+    others: Iterator[AsyncIterator[Mapping[str, Any]]], shown: Shown, with_usage: bool,
+) -> AsyncIterator[str]:  # fmt: skip
+    """Server-sent events of streamed answers; an error on the way ends them as an event of its own."""
 
     def line(event: Mapping[str, Any]) -> str:
         return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
-    yield line(chunk(*about, {"role": "assistant", "content": ""}))
-    event: Mapping[str, Any] | None = first
+    if opening is not None:
+        yield line(opening)
+    counts: dict[str, int] = {}
+    last: dict[str, Any] = {}
     try:
-        while event is not None:
-            if "finish" in event:
-                yield line(chunk(*about, {}, event["finish"]))
-                if with_usage:
-                    yield line(chunk(*about, {}) | {"choices": [], "usage": usage(event)})
-            else:
-                yield line(chunk(*about, {"content": event["text"]}))
-            event = await anext(rest, None)
+        for place, events in enumerate(itertools.chain([one], others)):
+            event = await anext(events, None) if place else first
+            while event is not None:
+                last = shown(place, event)
+                yield line(last)
+                if "finish" in event:
+                    counts = {name: counts.get(name, 0) + count for name, count in usage(event).items()}
+                event = await anext(events, None)
+        if with_usage:
+            yield line({**last, "choices": [], "usage": counts})
     except Exception as error:
         yield line(seen_by_client(error).body())
         return
     yield "data: [DONE]\n\n"
 
 
-def seen_by_client(error: Exception) -> ApiError:
+def seen_by_client(error: Exception, param: str = "messages") -> ApiError:
     """What a client is told of an engine's error: a fault of the request in words, anything else without details
-    (they may hold paths), which go to the log."""
+    (they may hold paths), which go to the log. `param`: the field that holds what was asked."""
     from ray.serve.exceptions import BackPressureError
 
     cause = getattr(error, "cause", None) or error  # Ray wraps what was raised in another process
@@ -147,7 +213,7 @@ def seen_by_client(error: Exception) -> ApiError:
         )  # fmt: skip
     if isinstance(cause, (PromptTooLong, RowFault)):
         code = "context_length_exceeded" if isinstance(cause, PromptTooLong) else None
-        return ApiError(400, cause.what, param="messages", code=code)
+        return ApiError(400, cause.what, param=param, code=code)
     reference = uuid.uuid4().hex[:8]
     logger.error("%s: %s: %s", reference, type(cause).__name__, cause)
     if isinstance(cause, GraftlineError) or _unreachable(cause):

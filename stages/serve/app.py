@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from graftline.stages.serve.chat import Served
-from graftline.stages.serve.place import BASE
+from graftline.stages.serve.place import AUTO, BASE
 from graftline.stages.serve.replica import EngineReplica
+from graftline.stages.serve.routing import RouterReplica
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 class GatewayReplica:
     """The ingress: it knows the models' ids and the engines' handles, and calls no model itself."""
 
-    def __init__(self, models: Sequence[Mapping[str, Any]], engines: Mapping[str, Any]) -> None:
-        self.models, self.engines = models, engines
+    def __init__(self, models: Sequence[Mapping[str, Any]], engines: Mapping[str, Any], router: Any = None) -> None:
+        self.models, self.engines, self.router = models, engines, router
 
     def __serve_build_asgi_app__(self) -> Any:  # Ray Serve's name for what builds the web application
         from graftline.stages.serve.api import create_api
 
-        return create_api([Served(**model) for model in self.models], self.engines)
+        return create_api([Served(**model) for model in self.models], self.engines, self.router)
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -35,7 +36,7 @@ def build(args: Mapping[str, Any]) -> Application:
     Args:
         args: `base` (uri, digest, root, llm), `adapters` and `models` (name → the same), `cpus`, `gpus`, `memory`,
             `threads` of a replica, `concurrency` (answers at once), `queue` (requests that may wait, then 429),
-            `retry_after_s`.
+            `retry_after_s`; where there is one, the `router` (uri, digest, root, and its `embedder`'s uri and digest).
     """
     from ray import serve
     from ray.serve.config import BackpressureConfig
@@ -43,11 +44,11 @@ def build(args: Mapping[str, Any]) -> Application:
     busy = BackpressureConfig(status_code=429, retry_after_s=args["retry_after_s"])
     logging = {"log_level": "WARNING", "enable_access_log": False}
 
-    def engine(name: str, model: Mapping[str, Any], adapters: Mapping[str, Any]) -> Application:
-        deployment = serve.deployment(
+    def replica(name: str, kind: type, **actor: Any) -> Any:
+        return serve.deployment(
             name=name,
             num_replicas=1,
-            ray_actor_options={"num_cpus": args["cpus"], "num_gpus": args["gpus"], "memory": args["memory"]},
+            ray_actor_options=actor,
             max_ongoing_requests=args["concurrency"],
             max_queued_requests=args["queue"],
             backpressure_config=busy,
@@ -55,7 +56,10 @@ def build(args: Mapping[str, Any]) -> Application:
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=5,
             logging_config=logging,
-        )(EngineReplica)
+        )(kind)
+
+    def engine(name: str, model: Mapping[str, Any], adapters: Mapping[str, Any]) -> Application:
+        deployment = replica(name, EngineReplica, num_cpus=args["cpus"], num_gpus=args["gpus"], memory=args["memory"])
         return deployment.bind(model, dict(adapters), args["threads"], args["concurrency"])
 
     engines = {"engine": engine("engine", args["base"], args["adapters"])}
@@ -70,12 +74,15 @@ def build(args: Mapping[str, Any]) -> Application:
         graceful_shutdown_wait_loop_s=0.1,
         logging_config=logging,
     )(serve.ingress()(GatewayReplica))
-    return gateway.bind([asdict(model) for model in offered(args)], engines)
+    router = args.get("router")
+    chooser = None if router is None else replica("router", RouterReplica, num_cpus=0).bind(router)
+    return gateway.bind([asdict(model) for model in offered(args)], engines, chooser)
 
 
 def offered(args: Mapping[str, Any]) -> list[Served]:
-    """Every id the service answers to: `base`, then adapters and models by name."""
-    base = args["base"]
+    """Every id the service answers to: `base`, then adapters and models by name, then `auto` where it has a router."""
+    base, router = args["base"], args.get("router")
+    auto = [] if router is None else [Served(AUTO, "router", None, router["root"], router["digest"])]
     return [
         Served(BASE, "engine", None, base["root"], base["digest"]),
         *(
@@ -86,4 +93,5 @@ def offered(args: Mapping[str, Any]) -> list[Served]:
             Served(name, f"engine-{name}", None, model["root"], model["digest"])
             for name, model in sorted(args["models"].items())
         ),
+        *auto,
     ]

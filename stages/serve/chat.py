@@ -5,9 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from graftline.stages.rows import user_text
 
 MOST_TOKENS = 512
 """Tokens of an answer whose request names no limit."""
@@ -72,18 +74,22 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatRequest(BaseModel):
-    """What a client may ask. A field that would change the answer and is not supported is refused, the rest of
-    OpenAI's fields (`user`, `metadata`, ...) are ignored."""
+class Asked(BaseModel):
+    """What both kinds of request may say. A field that would change the answer and is not supported is refused, the
+    rest of OpenAI's fields (`user`, `metadata`, ...) are ignored. `adapter` and `mu` are our own: an adapter named
+    beside its base, and how much cost counts where the router chooses."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Fields that would change the answer → the values that would not."""
+
     model: str
-    messages: Annotated[list[Turn], Field(min_length=1)]
+    adapter: str | None = None
+    mu: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
     seed: int | None = None
     n: Literal[1] | None = None
@@ -93,7 +99,7 @@ class ChatRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def refuse_what_would_be_ignored(cls, given: Any) -> Any:
-        for name, harmless in _UNSUPPORTED.items():
+        for name, harmless in cls.unsupported.items():
             if isinstance(given, dict) and given.get(name) not in (None, *harmless):
                 raise ValueError(f"{name} is not supported")
         return given
@@ -105,33 +111,49 @@ class ChatRequest(BaseModel):
             raise ValueError("at most 4 stop sequences")
         return stop
 
-    def call(self, id: str, adapter: str | None) -> dict[str, Any]:
-        """What the engine is asked: plain values, OpenAI's defaults filled in (temperature 1, a random seed)."""
+    def sampling(self, id: str, adapter: str | None) -> dict[str, Any]:
+        """How the engine is asked: plain values, OpenAI's defaults filled in (temperature 1, a random seed)."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return {
             "id": id,
             "adapter": adapter,
-            "messages": [turn.plain() for turn in self.messages],
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
-            "max_new_tokens": self.max_completion_tokens or self.max_tokens or MOST_TOKENS,
             "stop": stop,
             "seed": secrets.randbelow(2**31) if self.seed is None else self.seed,
         }
 
 
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "functions": ([],),
-    "response_format": ({"type": "text"},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "audio": (),
-}
-"""Fields that would change the answer → the values that would not."""
+class ChatRequest(Asked):
+    """A conversation to answer."""
+
+    unsupported = {
+        "tools": ([],),
+        "functions": ([],),
+        "response_format": ({"type": "text"},),
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "logit_bias": ({},),
+        "frequency_penalty": (0,),
+        "presence_penalty": (0,),
+        "audio": (),
+    }
+
+    messages: Annotated[list[Turn], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+
+    def call(self, id: str, adapter: str | None) -> dict[str, Any]:
+        """What the engine is asked."""
+        return {
+            **self.sampling(id, adapter),
+            "messages": [turn.plain() for turn in self.messages],
+            "max_new_tokens": self.max_completion_tokens or self.max_tokens or MOST_TOKENS,
+        }
+
+    @property
+    def routed(self) -> str:
+        """What decides the route."""
+        return user_text([turn.plain() for turn in self.messages])
 
 
 def usage(answer: Mapping[str, Any]) -> dict[str, int]:

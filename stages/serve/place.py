@@ -9,6 +9,8 @@ from graftline.stages.errors import EngineFailed
 
 BASE = "base"
 """The id under which a service offers its base."""
+AUTO = "auto"
+"""The id that lets the service's router choose."""
 IMPORT_PATH = "graftline.stages.serve.app:build"
 
 

@@ -91,7 +91,13 @@ class EngineReplica:
             stop=tuple(call["stop"]),
             seed=call["seed"],
         )
-        return Request(id=call["id"], messages=tuple(call["messages"]), sampling=sampling, adapter=call["adapter"])
+        return Request(
+            id=call["id"],
+            messages=tuple(call["messages"]),
+            sampling=sampling,
+            adapter=call["adapter"],
+            prefix=call.get("prompt", ""),
+        )
 
     async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run in a thread of the pool, and count how often in a row the engine died of it."""

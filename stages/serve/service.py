@@ -16,8 +16,9 @@ from graftline.stages.lm.llm import Llm
 from graftline.stages.lm.reference import base_of, refuse_endpoint, refuse_other_bases
 from graftline.stages.rows import digest
 from graftline.stages.serve.belonging import refuse_mismatches
-from graftline.stages.serve.place import BASE, IMPORT_PATH
+from graftline.stages.serve.place import AUTO, BASE, IMPORT_PATH
 from graftline.stages.serve.probing import exchanges
+from graftline.stages.serve.route.route import Route
 from graftline.stages.specification import Added, Execution
 from graftline.stages.stage import Adapter, Context, Model, Resources, Stage
 
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact
 
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+RESERVED = (BASE, AUTO)
 
 
 class Service(Stage):
-    """Serves a base model and its adapters behind an OpenAI-compatible API, each under its name, the base as `base`.
+    """Serves a base model and its adapters behind an OpenAI-compatible API, each under its name, the base as `base`;
+    with a router `auto` is the one it chooses for each request.
 
     Making it writes `serve.yaml`, starts the application under a route prefix of its own, sends the probes to every
     id, keeps the answers in `transcript.json` and deletes the application again: it never means *running*, which is
@@ -41,6 +44,7 @@ class Service(Stage):
         model: the base.
         adapters: id → adapter of that base. Ids are lower-case letters, digits, `.`, `_` and `-`, at most 64.
         models: id → another model (merged or fully tuned), with an engine of its own.
+        router: chooses among these ids (and `base`) for requests to `auto`.
         requires: figures that must be reached first: `report.at_least("exact_match", 0.8)`.
         probe: user messages sent to every id, greedily.
         system: the system message of the probes (None: none).
@@ -67,6 +71,7 @@ class Service(Stage):
     model: Model
     adapters: Mapping[str, Adapter] = {}
     models: Mapping[str, Model] = {}
+    router: Annotated[Route | None, Added] = None
     requires: tuple[Requirement, ...] = ()
     probe: Annotated[tuple[str, ...], Field(min_length=1)] = ("Hello!",)
     system: str | None = None
@@ -81,11 +86,11 @@ class Service(Stage):
         for field in ("adapters", "models"):
             for id, stage in getattr(self, field).items():
                 where = f"Service.{field}.{id}"
-                if not IDENTIFIER.fullmatch(id) or id == BASE or (field == "models" and id in self.adapters):
+                if not IDENTIFIER.fullmatch(id) or id in RESERVED or (field == "models" and id in self.adapters):
                     raise InvalidField(
                         f"{id!r} cannot be a model's id",
                         where=where,
-                        do=f"use lower-case letters, digits, '.', '_' and '-', not {BASE!r}, each id once",
+                        do="use lower-case letters, digits, '.', '_' and '-', not 'base' or 'auto', each id once",
                     )
                 if field == "models" and stage.kind != "model":
                     raise WrongKind(f"takes a model, {stage.name} makes {stage.kind}", where=where, do="use adapters=")
@@ -96,6 +101,12 @@ class Service(Stage):
                 do="name the base here and the adapter in adapters=",
             )
         refuse_other_bases(self.model, self.adapters, where="Service.adapters")
+        known = {BASE, *self.adapters, *self.models}
+        if self.router is not None and (unknown := sorted(set(self.router.targets) - known)):
+            raise InvalidField(
+                f"chooses {unknown[0]!r}, which is not served", where="Service.router",
+                do=f"route to {', '.join(sorted(known))}",
+            )  # fmt: skip
         for field, model in {"model": self.model, **{f"models.{id}": each for id, each in self.models.items()}}.items():
             refuse_endpoint(model, where=f"Service.{field}", why="it is served already")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", self.app_name):
@@ -112,7 +123,11 @@ class Service(Stage):
     def footprint(self) -> tuple[Resources, ...]:
         own = self.resources or Resources()
         engine = Resources(cpus=self._cpus, gpus=own.gpus, memory=own.memory, threads=own.threads)
-        return (Resources(cpus=0.0), *[engine] * (1 + len(self.models)))
+        router = () if self.router is None else (Resources(cpus=0.0),)
+        return (Resources(cpus=0.0), *[engine] * (1 + len(self.models)), *router)
+
+    def expand(self) -> Mapping[str, Stage]:
+        return {} if self.router is None else {"embedder": self.router.embedder}
 
     def preflight(self, file: Callable[[str], str]) -> None:
         from graftline.stages.serve.deploy import LOOPBACK, is_free
@@ -121,12 +136,9 @@ class Service(Stage):
             raise PortInUse(f"port {self.port} is taken", where="Service.port", do="leave it unset, or choose another")
 
     def config(
-        self,
-        model: Artefact,
-        adapters: Mapping[str, Artefact],
-        models: Mapping[str, Artefact],
-        held: str = "none",
-    ) -> dict[str, Any]:
+        self, model: Artefact, adapters: Mapping[str, Artefact], models: Mapping[str, Artefact], held: str = "none",
+        router: Artefact | None = None, embedder: Artefact | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """The contents of `serve.yaml`; `held`: how the adapters' base is held."""
         own = self.resources or Resources()
 
@@ -151,6 +163,8 @@ class Service(Stage):
             "queue": self.queue,
             "retry_after_s": 1,
         }
+        if self.router is not None and router is not None and embedder is not None:
+            args["router"] = {**entry(self.router, router), "embedder": entry(self.router.embedder, embedder)}
         application = {
             "name": self.app_name,
             "route_prefix": f"/{self.app_name}",
@@ -169,7 +183,8 @@ class Service(Stage):
             requirement.hold(context.opened(requirement.figure.report))
         adapters = inputs.get("adapters", {})
         held = refuse_mismatches(inputs["model"], adapters, where=f"{self.name}.adapters", held=self.held)
-        config = self.config(inputs["model"], adapters, inputs.get("models", {}), held)
+        routed = (inputs.get("router"), inputs.get("embedder"))
+        config = self.config(inputs["model"], adapters, inputs.get("models", {}), held, *routed)
         (out / "serve.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         args = config["applications"][0]["args"]
         requests = self._requests([served.id for served in offered(args)])

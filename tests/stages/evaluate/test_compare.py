@@ -8,7 +8,9 @@ import pytest
 from graftline.stages import Stage, evaluate
 from graftline.stages.artefact import Artefact
 from graftline.stages.errors import HeldOutLeak, InvalidField, MissingColumn, NothingKept, WrongKind
+from graftline.stages.evaluate import measured
 from graftline.stages.evaluate.compare import longest_by
+from graftline.stages.evaluate.metric import Metric, Prediction
 from graftline.stages.rows import schema
 from graftline.stages.specification import Pins
 from graftline.stages.value_graph import fingerprints, from_json, to_json
@@ -109,6 +111,56 @@ def test_base_and_adapter_side_by_side(made, table_engine):
     assert context.opened_with == [(stage.model, dict(stage.adapters))]
     assert context.shown[-1][:2] == (16, 16)
     assert context.shown[-1][2] == {"choice/tickets": 1.0}
+
+
+class Numbers(Metric):
+    """A number a row, and a second figure in its cells."""
+
+    figure, also, judges = "words", ("longest",), False
+
+    def predict(self, asked, examples):
+        return [Prediction("", value=float(len(example.reference) + bool(asked.adapter))) for example in examples]
+
+    def cell(self, predictions, examples, cluster, seed):
+        return {**measured.mean(predictions, cluster, seed), "longest": max(each.value for each in predictions)}
+
+    def gain(self, before, after, examples, cluster, seed):
+        return measured.gain(before, after, cluster, seed)
+
+
+def test_numbers_beside_shares(made, table_engine):
+    """A metric that is no share, first: samples and confusions are those of the one that judges."""
+    stage = compare(metrics=(Numbers(), evaluate.ExactMatch()))
+    metrics, report, _ = made(stage, table_engine(answers(base=TALKS, tickets=KNOWS), best))
+    lengths = [len(answer) for _, _, answer in TEXTS]
+    assert metrics["words/base"] == sum(lengths) / 4
+    assert (metrics["longest/base"], metrics["longest/tickets"], metrics["longest"]) == (7, 8, 8)
+    assert metrics["exact_match/tickets"] == 0.75
+    assert report["gains"]["words"]["tickets"]["value"] == 1.0
+    assert {sample["correct"]["tickets"] for sample in report["samples"]} == {True, False}
+    assert set(report["confusion"]) == {"base", "tickets"}
+    assert stage.metric("longest").name == "longest/tickets"
+    assert stage.metric("words/base").name == "words/base"
+    with pytest.raises(InvalidField, match="Give each figure once"):
+        compare(metrics=(Numbers(), Numbers()))
+
+
+class Unsure(evaluate.ExactMatch):
+    """Cannot tell of one of the rows."""
+
+    figure = "unsure"
+
+    def correct(self, prediction, example):
+        return None if example.reference == "billing" else super().correct(prediction, example)
+
+
+def test_what_nobody_can_tell_is_missing_and_no_mistake(made, table_engine):
+    metrics, report, _ = made(compare(metrics=(Unsure(),)), table_engine(answers(base=TALKS, tickets=KNOWS), best))
+    cell = report["metrics"]["unsure"]["base"]
+    assert (cell["n"], cell["missing"]) == (3, 1)
+    assert metrics["unsure/base"] == pytest.approx(1 / 3)
+    assert report["gains"]["unsure"]["tickets"]["n"] == 3
+    assert {sample["correct"]["base"] for sample in report["samples"]} == {True, False, None}
 
 
 def test_a_plan_knows_how_often_it_asks(made, table_engine):

@@ -1,12 +1,23 @@
 """Confidence intervals: closed form and bootstrap agree where both hold, and groups count as one draw."""
 
+import math
 import random
+import statistics
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftline.stages.evaluate.interval import clusters, described, gain, share, wilson
+from graftline.stages.evaluate.interval import (
+    clusters,
+    described,
+    gain,
+    jackknife,
+    mean,
+    mean_gain,
+    share,
+    wilson,
+)
 
 
 def test_wilson_against_published_values():
@@ -62,3 +73,47 @@ def test_it_says_how():
 def test_intervals_are_intervals(rows):
     found = share([one for one, _ in rows], [cluster for _, cluster in rows], seed=0)
     assert 0 <= found["ci_low"] <= found["ci_high"] <= 1
+
+
+def test_a_means_interval_is_the_normal_one_and_weights_count_rows_more_often():
+    draw = random.Random(0)
+    numbers = [draw.gauss(3.0, 1.0) for _ in range(400)]
+    found = mean([(number, 1.0) for number in numbers], list(range(400)), 0)
+    half = 1.96 * statistics.stdev(numbers) / 20
+    assert found["value"] == pytest.approx(statistics.mean(numbers))
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx(
+        (found["value"] - half, found["value"] + half), abs=0.02
+    )
+    weighted = mean([(1.0, 3.0), (5.0, 1.0)], [0, 1], 0)
+    assert weighted["value"] == mean([(1.0, 1.0)] * 3 + [(5.0, 1.0)], [0, 0, 0, 1], 0)["value"] == 2.0
+    assert (weighted["ci_low"], weighted["ci_high"]) == (1.0, 5.0)
+
+
+def test_a_gain_in_means_is_paired():
+    draw = random.Random(1)
+    before = [(draw.gauss(0.0, 10.0), 1.0) for _ in range(100)]
+    after = [(value + 1.0, weight) for value, weight in before]
+    found = mean_gain(before, after, list(range(100)), 0)
+    assert (found["value"], found["ci_low"], found["ci_high"]) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_a_jackknife_of_a_mean_is_the_normal_interval():
+    draw = random.Random(2)
+    numbers = [draw.gauss(0.0, 1.0) for _ in range(200)]
+    found = jackknife(lambda places: statistics.mean(numbers[place] for place in places), list(range(200)))
+    half = 1.96 * statistics.stdev(numbers) / math.sqrt(200)
+    assert found["ci_high"] - found["value"] == pytest.approx(half, rel=0.35)
+    # Rows of one group go together: twins tell no more than one of them.
+    twins = [number for number in numbers[:100] for _ in range(2)]
+    alone = jackknife(lambda places: statistics.mean(numbers[place] for place in places), list(range(100)))
+    paired = jackknife(
+        lambda places: statistics.mean(twins[place] for place in places), [place // 2 for place in range(200)]
+    )
+    assert paired["ci_high"] - paired["ci_low"] == pytest.approx(alone["ci_high"] - alone["ci_low"])
+    single = jackknife(lambda places: 1.0, [0, 0])
+    assert single["ci_low"] == single["value"] == 1.0
+
+
+def test_of_nothing_there_is_no_number():
+    for found in (share([], [], 0), gain([], [], [], 0), mean([], [], 0), jackknife(lambda places: 1.0, [])):
+        assert found["n"] == 0 and math.isnan(found["value"])

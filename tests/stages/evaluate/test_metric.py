@@ -1,9 +1,6 @@
 """What all metrics share: labels, and an own metric in a few lines."""
 
-import pytest
-
 from graftline.stages import evaluate
-from graftline.stages.errors import InvalidField
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
 
 
@@ -14,16 +11,6 @@ def examples(*answers):
 def test_labels_are_the_distinct_answers_in_their_most_frequent_spelling():
     found = evaluate.ExactMatch().labels(examples("Billing", "billing", "outage", "billing", "Outage."))
     assert found == ("Outage.", "billing")  # of two spellings used once each, the first by code point
-
-
-def test_choices_are_the_labels():
-    assert evaluate.ExactMatch(choices=("b", "a")).labels(examples("x")) == ("b", "a")
-
-
-@pytest.mark.parametrize("choices", [(), ("a", " "), ("a", "A."), ("a", "a")])
-def test_useless_choices_are_refused(choices):
-    with pytest.raises(InvalidField, match=r"Choice\.choices"):
-        evaluate.Choice(choices=choices)
 
 
 def test_a_metric_of_ones_own():

@@ -41,6 +41,7 @@ def test_it_does_not_hold_and_gives_the_figures(report):
     )
 
 
-def test_nan_never_holds(report):
+@pytest.mark.parametrize("value", [float("nan"), None])  # a store keeps what is no number as null
+def test_nan_never_holds(report, value):
     with pytest.raises(RequirementUnmet):
-        requirement(0.0).hold(report(float("nan")))
+        requirement(0.0).hold(report(value))

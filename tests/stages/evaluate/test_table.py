@@ -1,7 +1,7 @@
 """Rows as examples, and the tables of a report."""
 
 from graftline.stages.evaluate.metric import Example, Prediction
-from graftline.stages.evaluate.table import confusion, examples_of, faults, flat, shown
+from graftline.stages.evaluate.table import confusion, examples_of, faults, finite, flat, shown
 
 
 def test_prompts_end_before_the_answer_and_rows_without_one_are_left_out(rows):
@@ -32,6 +32,12 @@ def test_confusion():
     examples = [Example(str(index), (), reference, "g") for index, reference in enumerate("aab")]
     found = confusion([Prediction("A", "a"), Prediction("b", "b"), Prediction("", "", "empty")], examples)
     assert found == {"a": {"a": 1, "b": 1}, "b": {"(empty)": 1}}
+
+
+def test_json_has_no_nan():
+    assert finite({"a": [1.0, float("nan")], "b": (float("inf"), "nan", None, 3, True)}) == {
+        "a": [1.0, None], "b": [None, "nan", None, 3, True],
+    }  # fmt: skip
 
 
 def test_flat_metrics_end_in_the_last_column():

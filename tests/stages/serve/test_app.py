@@ -41,6 +41,21 @@ def test_ray_serves_own_command_can_build_it():
     assert isinstance(call_user_app_builder_with_args_if_necessary(build, ARGS), Application)
 
 
+def test_a_router_is_a_deployment_without_a_cpu_of_its_own():
+    router = {
+        "uri": "file:///r",
+        "digest": "r" * 64,
+        "root": "LinearRouter",
+        "embedder": {"uri": "file:///e", "digest": "e"},
+    }
+    args = ARGS | {"router": router}
+    assert [(model.id, model.engine, model.root) for model in offered(args)][-1] == ("auto", "router", "LinearRouter")
+    built = {each.name: each for each in build_app(build(args), name="x").deployments}
+    assert set(built) == {"gateway", "engine", "engine-full", "router"}
+    assert built["router"].ray_actor_options["num_cpus"] == 0
+    assert built["router"].init_args == (router,)
+
+
 @pytest.mark.parametrize("missing", ["base", "adapters", "concurrency"])
 def test_a_file_that_lacks_something_is_refused_at_once(missing):
     with pytest.raises(KeyError, match=missing):

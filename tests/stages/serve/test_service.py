@@ -1,6 +1,7 @@
 """The service: what is refused before it starts, and one real one, from serve.yaml to the deleted application."""
 
 import json
+import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from graftline.stages import Llm, Stage, evaluate, serve
+from graftline.stages import Embedder, Llm, Stage, evaluate, merge, read, serve
 from graftline.stages.errors import (
     AdapterMismatch,
     EngineFailed,
@@ -17,8 +18,9 @@ from graftline.stages.errors import (
     RequirementUnmet,
     WrongKind,
 )
-from graftline.stages.lm import tiny
-from graftline.stages.lm.load import model_digest
+from graftline.stages.lm import tiny, tiny_embedder
+from graftline.stages.lm.load import load_tokenizer, model_digest
+from graftline.stages.serve.deploy import start
 from graftline.stages.stage import Resources
 from graftline.stages.value_graph import inputs
 
@@ -26,6 +28,11 @@ from graftline.stages.value_graph import inputs
 class Tuned(Stage):
     makes = "adapter"
     seed: int = 0
+
+
+class OnTiny(Stage):
+    makes = "adapter"
+    model: Stage = Llm("tiny")
 
 
 class Full(Stage):
@@ -39,6 +46,11 @@ class Reported(Stage):
 
 def service(**fields):
     return serve.Service(**{"model": Llm("tiny"), "adapters": {"tickets": Tuned()}} | fields)
+
+
+def routed(*targets, **fields):
+    rows = {target: read.Jsonl(path=f"{target}.jsonl", prompt="{text}", answer="{queue}") for target in targets}
+    return serve.NearestNeighbours(rows=rows, embedder=Embedder("tiny"), **fields)
 
 
 class Told:
@@ -63,14 +75,14 @@ def base(committed):
 def adapter(committed, base):
     """A PEFT adapter of the tiny model that changes its answers."""
 
-    def make(name, weights_digest=None):
+    def make(name, weights_digest=None, seed=1):
         import torch
         from peft import LoraConfig, get_peft_model
 
         from graftline.stages.lm.load import load_model
 
         def write(folder):
-            torch.manual_seed(1)
+            torch.manual_seed(seed)
             model = get_peft_model(
                 load_model(base.directory("model"), "float32"),
                 LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
@@ -80,7 +92,7 @@ def adapter(committed, base):
             card = {"base": {"name": "tiny", "weights_digest": digest, "held": "none"}}
             (folder / "graftline.json").write_text(json.dumps(card))
 
-        return committed(name, write, "adapter", kind="adapter")
+        return committed(name, write, "adapter", kind="adapter", fingerprint="f" * 64)
 
     return make
 
@@ -95,6 +107,8 @@ def adapter(committed, base):
         ({"adapters": {"../etc": Tuned()}}, InvalidField, r"Service\.adapters"),
         ({"adapters": {"Tickets": Tuned()}}, InvalidField, r"Service\.adapters\.Tickets"),
         ({"adapters": {"a" * 65: Tuned()}}, InvalidField, r"Service\.adapters"),
+        ({"adapters": {"auto": Tuned()}}, InvalidField, r"Service\.adapters\.auto"),
+        ({"router": routed("poems")}, InvalidField, r"Service\.router.*'poems', which is not served"),
         ({"models": {"tickets": Llm("tiny")}}, InvalidField, r"Service\.models\.tickets"),
         ({"models": {"other": Tuned()}}, WrongKind, r"Service\.models\.other"),
         ({"model": Tuned()}, WrongKind, r"Service\.model"),
@@ -120,6 +134,14 @@ def test_it_asks_for_its_engines_beside_a_task_without_a_cpu():
     assert [each.cpus for each in service().footprint()] == [0.0, 1.0]
     assert [each.cpus for each in service(models={"full": Llm("tiny")}).footprint()] == [0.0, 1.0, 1.0]
     assert [each.cpus for each in service(resources=Resources(cpus=0.5)).footprint()] == [0.0, 0.5]
+    assert [each.cpus for each in service(router=routed("tickets")).footprint()] == [0.0, 1.0, 0.0]
+
+
+def test_a_router_brings_its_embedding_model():
+    router = routed("base", "tickets")
+    stage = service(router=router)
+    assert dict(stage.expand()) == {"embedder": Embedder("tiny")}
+    assert {router, Embedder("tiny"), Llm("tiny")} <= set(inputs(stage))
 
 
 def test_a_required_report_is_an_input():
@@ -166,11 +188,128 @@ def test_an_adapter_of_another_base_stops_it(tmp_path, base, committed):
 
 
 @pytest.mark.real
+def test_a_routed_service_of_base_adapters_and_a_merged_model(ray_cluster, base, adapter, tmp_path, committed):
+    """One service: two adapters and a merged model over one base, `auto` over all of them, OpenAI's client, both of
+    its endpoints, whole and streamed."""
+    import openai
+
+    from graftline.stages.serve.deploy import deployed
+    from graftline.stages.serve.route.route import Fitted
+
+    prompts = {
+        "tickets": ("the invoice was sent twice", "a payment does not work", "the invoice is wrong"),
+        "merged": ("hello there friend", "good morning to you", "hi how are you"),
+    }
+    one, other = adapter("tickets"), adapter("poems", seed=2)
+    merged = merge.IntoBase(model=Llm("tiny"), adapter=OnTiny())
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    merged.make(Opened({Llm("tiny"): base}), folder, model=base, adapter=one)
+    whole = committed(
+        "merged", lambda place: shutil.copytree(folder / "model", place, dirs_exist_ok=True), kind="model"
+    )
+    router = serve.NearestNeighbours(
+        rows={id: read.Jsonl(path=f"{id}.jsonl", prompt="{text}", answer="{queue}") for id in prompts},
+        embedder=Embedder("tiny"), k=1,
+    )  # fmt: skip
+    embedder = committed("embedder", tiny_embedder.write, kind="embedder")
+    routed_by = committed("router", lambda place: fit(router, prompts, place), "", kind="report")
+    wanted = Fitted(Path(routed_by.path)).choose(tiny_embedder.HashedWords().embed(["the invoice"])[0])
+
+    stage = service(
+        model=Llm("tiny", dtype="float32"), adapters={"tickets": Tuned(), "poems": Tuned(seed=1)},
+        models={"merged": merged}, router=router, resources=Resources(cpus=0.5),
+    )  # fmt: skip
+    opened = {
+        "model": base, "adapters": {"tickets": one, "poems": other}, "models": {"merged": whole}, "router": routed_by,
+        "embedder": embedder,
+    }  # fmt: skip
+    with deployed(stage.config(**opened), name="routed") as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["base", "poems", "tickets", "merged", "auto"]
+
+        def chat(model, text="the invoice", **fields):
+            turns = [{"role": "user", "content": text}]
+            given = {"messages": turns, "max_tokens": 8, "temperature": 0} | fields
+            return client.chat.completions.create(model=model, **given)
+
+        said = {id: chat(id).choices[0].message.content for id in ("base", "poems", "tickets", "merged")}
+        assert said["merged"] == said["tickets"]  # a model of its own, and the same function
+        assert len({said["base"], said["poems"], said["tickets"]}) == 3
+
+        for text, targets in (("the invoice was sent twice", "tickets"), ("hello there friend", "merged")):
+            reply = client.chat.completions.with_raw_response.create(
+                model="auto", messages=[{"role": "user", "content": text}], max_tokens=8, temperature=0
+            )
+            assert reply.headers["x-route"] == reply.parse().model == targets
+            assert reply.parse().choices[0].message.content == chat(targets, text).choices[0].message.content
+        pieces = list(chat("auto", stream=True))
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == said[wanted.target]
+        assert {piece.model for piece in pieces} == {wanted.target}
+
+        plain = {"prompt": "the invoice was", "max_tokens": 8, "temperature": 0}
+        text = client.completions.create(model="tickets", **plain)
+        assert text.usage.prompt_tokens == len(load_tokenizer(base.directory("model"))("the invoice was")["input_ids"])
+        assert text.choices[0].text != client.completions.create(model="base", **plain).choices[0].text
+        pieces = client.completions.create(model="tickets", **plain, stream=True)
+        assert "".join(piece.choices[0].text for piece in pieces) == text.choices[0].text
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(model="base", **plain | {"prompt": "signal " * 5000})
+        assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="nobody", **plain)
+        with pytest.raises(openai.BadRequestError, match="it is no adapter of 'merged'"):
+            chat("merged", extra_body={"adapter": "tickets"})
+
+        # Of another base: a serve.yaml changed by hand does not get it served.
+        config = stage.config(**opened)
+        foreign = adapter("foreign", weights_digest="0" * 64)
+        args = config["applications"][0]["args"]
+        args["adapters"]["poems"] |= {"uri": foreign.uri, "digest": foreign.digest}
+        with pytest.raises(EngineFailed, match=r"AdapterMismatch: .*foreign.*was made for tiny with the weights 0000"):
+            start(
+                config | {"applications": [{**config["applications"][0], "args": {**args, "models": {}}}]},
+                name="by-hand",
+            )
+        assert chat("tickets").choices[0].message.content == said["tickets"]
+
+
+class Opened(Told):
+    """A context that opens artefacts by stage."""
+
+    resources = Resources(cpus=1.0, threads=1)
+
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+
+    def opened(self, stage):
+        return self.made[stage]
+
+
+def fit(router, prompts, place):
+    """Write a fitted router's files."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    embed = tiny_embedder.HashedWords().embed
+    texts = [text for target in router.targets for text in prompts[target]]
+    labels = [at for at, target in enumerate(router.targets) for _ in prompts[target]]
+    arrays, settings = router.fitted(embed(texts), np.asarray(labels), np.arange(len(labels)))
+    save_file(arrays, place / "router.safetensors")
+    about = {
+        "module": type(router).__module__, "class": type(router).__name__, "targets": list(router.targets),
+        "costs": [0.0, 0.0], "mu": 0.0, "settings": settings,
+    }  # fmt: skip
+    (place / "router.json").write_text(json.dumps(about))
+
+
+@pytest.mark.real
 def test_a_service(ray_cluster, base, adapter, tmp_path):
     import openai
     from ray import serve as ray_serve
 
-    from graftline.stages.serve.deploy import deployed, running, start
+    from graftline.stages.serve.deploy import deployed, running
 
     probes = ("no signal at all", "why was I charged twice?")
     stage = service(

@@ -1,0 +1,5 @@
+# Written by `graftline methods --write-stubs` from the files beside it; do not edit.
+
+from graftline.stages.serve.route.linear_router import LinearRouter as LinearRouter
+from graftline.stages.serve.route.nearest_neighbours import NearestNeighbours as NearestNeighbours
+from graftline.stages.serve.route.route import Route as Route
