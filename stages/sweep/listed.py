@@ -32,9 +32,6 @@ class Listed(Domain):
     def listed(self) -> tuple[Any, ...]:
         return self.values
 
-    def ends(self) -> tuple[Any, ...]:
-        return self.values
-
     def at(self, share: float) -> Any:
         return self.values[int(share * len(self.values))]
 

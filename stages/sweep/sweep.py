@@ -78,6 +78,7 @@ class Sweep(Stage):
     specimen: ClassVar[dict[str, Any]] = {
         "stage": Train(model=Llm("tiny"), rows=Jsonl(path="train.jsonl"), held_out=Jsonl(path="dev.jsonl")),
         "over": {"optimizer.lr": Listed(values=(0.25, 0.5))},
+        "trials": 2,
     }
 
     stage: Annotated[Stage, Template]
@@ -117,6 +118,9 @@ class Sweep(Stage):
         self._check_variants()
 
     def _check_search(self) -> None:
+        for each in self._fields:
+            if not each.domain.ends():
+                raise InvalidField("has no values", where=f"Sweep.over: {each.name}", do="use sweep.grid(...)")
         domains, count = [each.domain for each in self._fields], combinations([each.domain for each in self._fields])
         if self.search == "grid":
             for each in self._fields:

@@ -71,6 +71,9 @@ def others(annotation: Any, value: Any, marks: tuple[Any, ...] = ()) -> Iterator
             yield (each, *(value or ())[1:])
             yield (each,)
     elif isinstance(origin, type) and issubclass(origin, Mapping):
+        for key in value or ():
+            for each in others(inner[1], value[key]):
+                yield {**value, key: each}
         for each in others(inner[1], None):
             yield {**(value or {}), "another": each}
     elif annotation is bool:

@@ -12,6 +12,7 @@ from graftline.pipelines import plan
 from graftline.stages import Llm, Previous, Repeat, Round, sweep, train
 from graftline.stages.errors import CannotPlace, InvalidField, RunError, UnknownStage, WrongKind
 from graftline.stages.stage import Resources
+from graftline.stages.sweep.domain import Domain
 from graftline.stages.value_graph import inputs
 
 # --- the value --------------------------------------------------------------------------------------------------
@@ -44,6 +45,7 @@ def test_its_kind_is_that_of_the_stage_inside(pipe: Any, parts: Any) -> None:
         ({"held_out.of.rows.factor": sweep.grid(0, 1)}, r"factor: changes the rows that trials are compared on \(H"),
         ({"model.model": sweep.grid("tiny", "other")}, r"model\.model: would make adapters of several models"),
         ({"knob.lr": sweep.uniform(0.0, 1.0)}, r"Sweep\.over: knob\.lr: a grid cannot list"),
+        ({"knob.lr": Domain()}, r"Sweep\.over: knob\.lr: has no values"),
     ],
 )  # fmt: skip
 def test_wrong_fields_are_refused_with_their_path(pipe: Any, over: Any, error: str) -> None:
