@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from graftline.stages.errors import AdapterMismatch, InvalidField, WrongKind
-from graftline.stages.lm.reference import base_of, refuse_other_bases
+from graftline.stages.lm.reference import base_of, refuse_endpoint, refuse_other_bases
 from graftline.stages.specification import Paper
 from graftline.stages.stage import Adapter, Context, Model, Stage
 
@@ -61,6 +61,7 @@ class Concat(Stage):
             raise InvalidField(
                 f"there is no adapter {unknown[0]!r}", where="Concat.weights", do=f"use {', '.join(self.adapters)}"
             )
+        refuse_endpoint(self.model, where="Concat.model", why="its weights are not here")
         refuse_other_bases(self.model, self.adapters, where="Concat.adapters")
 
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:

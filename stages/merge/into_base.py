@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from graftline.stages.errors import WrongKind
-from graftline.stages.lm.reference import refuse_other_bases
+from graftline.stages.lm.reference import refuse_endpoint, refuse_other_bases
 from graftline.stages.rows import Columns
 from graftline.stages.stage import Adapter, Context, Model, Rows, Stage
 
@@ -67,6 +67,7 @@ class IntoBase(Stage):
                 where="IntoBase.model",
                 do="name the base here and the adapter in adapter=",
             )
+        refuse_endpoint(self.model, where="IntoBase.model", why="its weights are not here")
         refuse_other_bases(self.model, {"adapter": self.adapter}, where="IntoBase")
 
     def columns_needed(self) -> Mapping[str, Columns]:

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from graftline.stages import Llm, Stage, merge
+from graftline.stages import Endpoint, Llm, Stage, merge
 from graftline.stages.errors import AdapterMismatch, InvalidField, WrongKind
 from graftline.stages.lm.adapters import AdapterSet, factors_of
 from graftline.stages.lm.load import load_model, model_digest
@@ -187,6 +187,7 @@ def test_what_is_no_plain_lora_is_refused(concatenated, adapter):
         ({"weights": {"b": 1.0}}, InvalidField, r"Concat\.weights"),
         ({"weights": {"a": float("nan")}}, InvalidField, r"Concat\.weights"),
         ({"model": Tuned()}, WrongKind, r"Concat\.model"),
+        ({"model": Endpoint("m", url="http://localhost:1")}, WrongKind, r"Concat\.model"),
         ({"model": Llm("smollm2-135m-instruct")}, AdapterMismatch, r"Concat\.adapters\.a"),
         ({"adapters": {"a": Llm("tiny")}}, WrongKind, r"Concat\.adapters\.a"),
     ],

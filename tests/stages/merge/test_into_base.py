@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from graftline.stages import Llm, Stage, merge, read
+from graftline.stages import Endpoint, Llm, Stage, merge, read
 from graftline.stages.errors import AdapterMismatch, HeldOutLeak, InvalidField, WrongKind
 from graftline.stages.lm.dequantised import dequantised, load_dequantised
 from graftline.stages.lm.load import load_model, load_tokenizer, model_digest
@@ -187,6 +187,7 @@ def test_other_bases_and_tokenizers_are_refused(merged, adapter, base, opened, c
     [
         ({"adapter": Llm("tiny")}, WrongKind, r"IntoBase\.adapter"),
         ({"model": Tuned()}, WrongKind, r"IntoBase\.model"),
+        ({"model": Endpoint("m", url="http://localhost:1")}, WrongKind, r"IntoBase\.model"),
         ({"model": Llm("smollm2-135m-instruct")}, AdapterMismatch, r"IntoBase\.adapter"),
         ({"onto": "nf4"}, InvalidField, r"IntoBase\.onto"),
         ({"max_length": 1}, InvalidField, r"IntoBase\.max_length"),
