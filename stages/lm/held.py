@@ -7,7 +7,8 @@ engine, a merge, a measurement) rebuilds that base with `load_held`: the same by
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NONE = "none"
-DOUBLE = {"nf4": True, "nf4-single": False}
-"""How a base can be held beside `none`, and whether its quantisation is double."""
+FORM = re.compile(r"(nf4|nf4-single)(?:\+([1-9]\d*)(?:\(([\w.,]+)\))?)?")
+"""How a base can be held beside `none`: `nf4` is double quantisation; `nf4+8` keeps each layer's principal part of rank
+8 in float beside the quantised rest, `nf4+8(q_proj,v_proj)` those of some layers."""
+
+
+def with_principal(held: str, rank: int, targets: Sequence[str] = ()) -> str:
+    """How a base is held that keeps the principal part of these layers (all, where none is named) in float."""
+    return f"{held}+{rank}" + (f"({','.join(sorted(targets))})" if targets else "")
+
+
+def is_named(layer: str, targets: Sequence[str]) -> bool:
+    """Whether a layer is one of those named, in full or by its ending, as PEFT reads such names."""
+    return any(layer == target or layer.endswith(f".{target}") for target in targets)
 
 
 def load_held(directory: Path, dtype: str, held: str = NONE) -> PreTrainedModel:
@@ -29,23 +41,26 @@ def load_held(directory: Path, dtype: str, held: str = NONE) -> PreTrainedModel:
     Args:
         directory: a Hugging Face model directory.
         dtype: `float32` or `bfloat16`, what it computes in.
-        held: `none`, `nf4` (double quantisation) or `nf4-single`; embeddings, norms and the output head stay as they
-            are.
+        held: `none`, `nf4` (double quantisation) or `nf4-single`, both with `+8` for a principal part of rank 8 in
+            float; embeddings, norms and the output head stay as they are.
 
     Raises:
         AdapterMismatch: this version cannot hold a base so.
     """
     if held == NONE:
         return load_model(directory, dtype)
-    if held not in DOUBLE:
-        raise AdapterMismatch(
-            f"a base held as {held!r} cannot be rebuilt here", where=str(directory), do=f"use {', '.join(DOUBLE)}"
-        )
+    form = FORM.fullmatch(held)
+    if form is None:
+        raise AdapterMismatch(f"a base held as {held!r} cannot be rebuilt here", where=str(directory), do="use nf4")
     from graftline.stages.lm.nf4 import quantised
+    from graftline.stages.lm.principal import principal
 
+    double, rank, targets = form[1] == "nf4", int(form[2] or 0), form[3].split(",") if form[3] else []
     model = load_model(directory, "auto")
     for name, layer in linear_layers(model):
-        put(model, name, quantised(layer.weight, double=DOUBLE[held]), layer)
+        keeps = rank and (not targets or is_named(name, targets))
+        kept = principal(name, layer.weight.detach(), rank) if keeps else None
+        put(model, name, quantised(layer.weight, double=double, principal=kept), layer)
     return compute_in(model, dtype)
 
 

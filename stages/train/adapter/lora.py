@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from graftline.stages.errors import AdapterMismatch, InvalidField
+from graftline.stages.lm.held import is_named
 from graftline.stages.specification import Paper
 from graftline.stages.train.plugs import Adapter, Attached
 
@@ -39,7 +40,7 @@ class Lora(Adapter):
     """
 
     method = "adapter.lora"
-    papers: ClassVar[tuple[Paper, ...]] = (
+    papers = (
         Paper("LoRA Learns Less and Forgets Less"),
         Paper("LoRA vs Full Fine-tuning: An Illusion of Equivalence"),
     )
@@ -54,9 +55,7 @@ class Lora(Adapter):
 
     def check(self) -> None:
         if not self.targets:
-            raise InvalidField(
-                "names no layer", where=f"{type(self).__name__}.targets", do='use "all-linear" or layer names'
-            )
+            raise InvalidField("names no layer", where="Lora.targets", do='use "all-linear" or layer names')
 
     def config(self, targets: str | list[str]) -> LoraConfig:
         """What PEFT is told."""
@@ -72,6 +71,10 @@ class Lora(Adapter):
         )
 
     def attach(self, model: PreTrainedModel, factors: Mapping[str, Any], seed: int) -> Attached:
+        return AttachedPeft(self.wrapped(model, seed), self)
+
+    def wrapped(self, model: PreTrainedModel, seed: int) -> PeftModel:
+        """The model as PEFT wraps it, the same for the same seed."""
         import torch
         from peft import get_peft_model
 
@@ -81,7 +84,7 @@ class Lora(Adapter):
             # The factors keep the base's number format, since PEFT's own cast of every activation to fp32 costs more
             # than the layer; the loop holds fp32 masters of them.
             wrapped = get_peft_model(model, self.config(targets), autocast_adapter_dtype=False)
-        return AttachedPeft(in_dtype(wrapped, model.dtype), self)
+        return in_dtype(wrapped, model.dtype)
 
     def layers(self, model: PreTrainedModel) -> str | list[str]:
         """The names of the targeted layers, as they end, so that the export reads alike for any depth."""
@@ -94,10 +97,10 @@ class Lora(Adapter):
             spared = {name.rpartition(".")[2] for name, each in linear.items() if each is head}
             return self.targets if endings & spared else sorted(endings)
         for target in self.targets:
-            if not any(name == target or name.endswith(f".{target}") for name in linear):
+            if not any(is_named(name, [target]) for name in linear):
                 raise InvalidField(
                     f"{target!r} is no linear layer of the model",
-                    where=f"{type(self).__name__}.targets",
+                    where="Lora.targets",
                     do=f"use some of {', '.join(sorted(endings))}",
                 )
         return list(self.targets)
@@ -123,7 +126,7 @@ def in_dtype(wrapped: PeftModel, dtype: torch.dtype) -> PeftModel:
 class AttachedPeft(Attached):
     """A PEFT adapter on a model. The objective calls the model itself, whose layers PEFT has replaced."""
 
-    def __init__(self, wrapped: PeftModel, plug: Lora) -> None:
+    def __init__(self, wrapped: PeftModel, plug: Adapter) -> None:
         super().__init__(
             wrapped.get_base_model(),
             {name: each for name, each in wrapped.named_parameters() if each.requires_grad},

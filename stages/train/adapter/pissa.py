@@ -2,144 +2,114 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField
-from graftline.stages.rows import derived_seed
+from graftline.stages.lm.held import NONE, is_named, with_principal
 from graftline.stages.specification import Paper
 from graftline.stages.train.adapter.lora import AttachedPeft, Lora
-from graftline.stages.train.plugs import Attached, Base
+from graftline.stages.train.plugs import Adapter, Attached, Base
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from torch import Tensor
     from transformers import PreTrainedModel
 
 
-class Pissa(Lora):
-    """LoRA that starts from the weight's principal part: s·BA is its r largest singular components, and the frozen
-    base holds the residual W − s·BA. On a quantised base only the residual is quantised, which loses less.
+class Pissa(Adapter):
+    """LoRA that starts from the weight's principal part: BA is its r largest singular components (alpha = r), and the
+    frozen base holds the residual W − BA. On a quantised base only the residual is quantised, which loses less.
 
-    What is exported is a plain LoRA of rank 2r, s·(BA − B₀A₀), on the pristine float base, even where the residual was
-    held in NF4: neither base is then what was trained, but the float one is nearer by what quantising W itself loses.
-    The artefact's loss as served says how far off it is. Needs a learning rate smaller than LoRA's, swept by itself.
+    What is exported is a plain LoRA of rank 2r, BA − B₀A₀, on the pristine base: where that was float, as it is; where
+    it was quantised, with B₀A₀ in float beside the quantised residual (`held: nf4+8`), for that is what was trained.
+    PEFT alone, which knows no such base, puts it on the float one; `loss_on_float_base` says how far off that is. Wants
+    a smaller learning rate than LoRA, swept by itself.
 
     Args:
-        rank: r, singular components that train (of the exported adapter: half its rank).
-        alpha: s = alpha/r (None: the rank, so that s = 1).
+        rank: r, singular components that train: half the exported rank.
         dropout: share of a layer's inputs to A set to 0 in training. Slow on a CPU.
         targets: `all-linear` (all but the output head), or the layers' names, such as `("q_proj", "v_proj")`.
-        rank_stabilised: s = alpha/√r.
-        iterations: power iterations of the randomised decomposition (None: the exact one, much slower).
 
     Raises:
         InvalidField: a target is no linear layer of the model, or has fewer than `rank` singular values.
 
-    Property tested: the base's logits at the start on a float base, and residual + s·BA = W; on NF4
-    ‖W − Q(residual) − s·BA‖ < ‖W − Q(W)‖; the export has the tuned logits on a pristine base.
+    Property tested: the base's logits at the start on a float base, and residual + BA = W; on NF4
+    ‖W − Q(residual) − BA‖ < ‖W − Q(W)‖; the export has the tuned logits on a pristine base held as its card says.
     """
 
     method = "adapter.pissa"
     papers = (Paper("PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models"),)
-    off_is_base = False
 
-    iterations: Annotated[int | None, Field(ge=1)] = 16
+    rank: Annotated[int, Field(ge=1)] = 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+
+    def check(self) -> None:
+        if not self.targets:
+            raise InvalidField("names no layer", where="Pissa.targets", do='use "all-linear" or layer names')
 
     @property
-    def scale(self) -> float:
-        """s."""
-        alpha = self.rank if self.alpha is None else self.alpha
-        return alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+    def lora(self) -> Lora:
+        """The LoRA that it is, but for its start."""
+        return Lora(rank=self.rank, alpha=float(self.rank), dropout=self.dropout, targets=self.targets)
 
     def valid_on(self, base: Base) -> str:
-        return "none"
-
-    def config(self, targets: str | list[str]) -> LoraConfig:
-        config = super().config(targets)
-        config.lora_alpha = self.rank if self.alpha is None else self.alpha
-        return config
+        targets = () if isinstance(self.targets, str) else self.targets
+        return NONE if base.held == NONE else with_principal(base.held, self.rank, targets)
 
     def split(self, name: str, weight: Tensor) -> tuple[Tensor, Any]:
-        if not self._targets(name):
+        if not isinstance(self.targets, str) and not is_named(name, self.targets):
             return weight, None
         if self.rank > min(weight.shape):
             raise InvalidField(
                 f"{name} is {tuple(weight.shape)}, which has no {self.rank} singular values",
-                where=f"{type(self).__name__}.rank",
+                where="Pissa.rank",
                 do=f"use at most {min(weight.shape)}",
             )
-        import torch
+        from graftline.stages.lm.principal import principal
 
-        left, values, right = self._largest(name, weight.float())
-        root = (values / self.scale).sqrt()
-        # Rounded to bf16, and the residual taken after that: a run in any number format then starts from the same
-        # factors, and trained and initial ones differ at export by what was trained, not by a rounding.
-        b = (left * root).to(torch.bfloat16).float()
-        a = (right * root).T.to(torch.bfloat16).float().contiguous()
-        residual = (weight.float() - self.scale * (b @ a)).to(weight.dtype)
-        return residual, Start(a, b)
+        a, b = principal(name, weight, self.rank)
+        return (weight.float() - b @ a).to(weight.dtype), (a, b)
 
     def attach(self, model: PreTrainedModel, factors: Mapping[str, Any], seed: int) -> Attached:
         import torch
 
-        made = super().attach(model, factors, seed)
-        assert isinstance(made, AttachedPeft)
+        wrapped = self.lora.wrapped(model, seed)
+        made = AttachedPissa(wrapped, self, factors)
         with torch.no_grad():
-            for name, start in factors.items():
-                made.parameters[f"base_model.model.{name}.lora_A.default.weight"].copy_(start.a)
-                made.parameters[f"base_model.model.{name}.lora_B.default.weight"].copy_(start.b)
-        return AttachedPissa(made, factors, self.scale)
+            for name, (a, b) in factors.items():
+                made.parameters[f"base_model.model.{name}.lora_A.default.weight"].copy_(a)
+                made.parameters[f"base_model.model.{name}.lora_B.default.weight"].copy_(b)
+        return made
 
-    def _targets(self, name: str) -> bool:
-        return isinstance(self.targets, str) or any(
-            name == target or name.endswith(f".{target}") for target in self.targets
-        )
-
-    def _largest(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The largest singular values with their vectors: [out, r], [r], [in, r]."""
-        import torch
-
-        if self.iterations is None:
-            left, values, right = torch.linalg.svd(weight, full_matrices=False)
-            return left[:, : self.rank], values[: self.rank], right[: self.rank].T
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(0, name))
-            left, values, right = torch.svd_lowrank(weight, q=self.rank, niter=self.iterations)
-        return left, values, right
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a layer's factors start from: `a` [r, in] and `b` [out, r], fp32."""
-
-    a: Tensor
-    b: Tensor
+    def reopen(self, exported: Path, base: Path, dtype: str, held: str = "none") -> PreTrainedModel:
+        return self.lora.reopen(exported, base, dtype, held)
 
 
 class AttachedPissa(AttachedPeft):
-    """A PEFT LoRA beside residual weights."""
+    """A PEFT LoRA beside residual weights.
 
-    def __init__(self, made: AttachedPeft, start: Mapping[str, Start], scale: float) -> None:
-        super().__init__(made.wrapped, made.plug)
-        self.start, self.scale = start, scale
+    Args:
+        start: layer → A₀ and B₀, as it started.
+    """
+
+    def __init__(self, wrapped: Any, plug: Pissa, start: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        super().__init__(wrapped, plug)
+        self.start = start
 
     def on_pristine_base(
         self, tensors: dict[str, Tensor], config: dict[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """s·(BA − B₀A₀) as one product: A over A₀, and B beside −B₀."""
+        """BA − B₀A₀ as one product: A over A₀, and B beside −B₀."""
         import torch
 
         both = {}
         for key, tensor in tensors.items():
-            start = self.start[key.removeprefix("base_model.model.").partition(".lora_")[0]]
-            down = ".lora_A." in key
-            other = start.a if down else -start.b
-            both[key] = torch.cat([tensor.detach().cpu(), other.cpu()], dim=0 if down else 1)
-        rank = 2 * config["r"]
-        alpha = self.scale * (math.sqrt(rank) if config["use_rslora"] else rank)
-        return both, config | {"r": rank, "lora_alpha": alpha}
+            layer, _, part = key.removeprefix("base_model.model.").partition(".lora_")
+            a, b = self.start[layer]
+            halves, dim = ([tensor, a], 0) if part == "A.weight" else ([tensor, -b], 1)
+            both[key] = torch.cat([each.detach().cpu() for each in halves], dim)
+        return both, config | {"r": 2 * config["r"], "lora_alpha": 2 * config["r"]}

@@ -1,6 +1,7 @@
 """A base is rebuilt as an adapter's card says, and adapters meet no base that is held otherwise."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ from peft import PeftModel
 
 from graftline.stages.errors import AdapterMismatch
 from graftline.stages.lm.adapters import AdapterSet
-from graftline.stages.lm.held import held_by_all, held_of, load_held
+from graftline.stages.lm.held import held_by_all, held_of, is_named, load_held, with_principal
 from graftline.stages.lm.in_memory import Loaded
 from graftline.stages.lm.load import load_model, model_digest
 
@@ -73,6 +74,36 @@ def test_single_and_double_quantisation_are_two_bases(tiny_directory):
     assert 0 < (double - single).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("held", ["nf4+4", "nf4-single+4(q_proj,mlp.down_proj)"])
+def test_a_principal_part_in_float_is_nearer_the_weight(tiny_directory, held):
+    from graftline.stages.lm.nf4 import dequantised
+
+    pristine = load_model(tiny_directory, "float32")
+    plain, kept = (load_held(tiny_directory, "float32", how) for how in (held.partition("+")[0], held))
+    for name, layer in kept.named_modules():
+        if hasattr(layer, "quant_state"):
+            weight, other = pristine.get_submodule(name).weight.detach(), dequantised(plain.get_submodule(name))
+            off, without = (weight - dequantised(layer)).norm(), (weight - other).norm()
+            assert off < without if "(" not in held or "q_proj" in name or "down_proj" in name else off == without
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    layer = kept.model.layers[0].self_attn.q_proj
+    torch.testing.assert_close(layer(x), x @ dequantised(layer).T, atol=1e-5, rtol=1e-5)
+    assert logits(load_held(tiny_directory, "bfloat16", held)).dtype == torch.bfloat16
+
+
+def test_how_a_base_with_a_principal_part_is_called():
+    assert with_principal("nf4", 8) == "nf4+8"
+    assert with_principal("nf4-single", 2, ("v_proj", "layers.0.mlp.up_proj")) == (
+        "nf4-single+2(layers.0.mlp.up_proj,v_proj)"
+    )
+
+
+def test_layers_are_named_as_peft_names_them():
+    names = ["layers.0.mlp.up_proj", "layers.0.mlp.gate_up_proj", "up_proj"]
+    assert [is_named(name, ["up_proj"]) for name in names] == [True, False, True]
+    assert is_named("layers.0.mlp.up_proj", ["x", "mlp.up_proj"])
+
+
 def test_biases_stay(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -89,8 +120,9 @@ def test_biases_stay(tmp_path):
 
 
 def test_a_way_that_is_unknown_is_refused(tiny_directory):
-    with pytest.raises(AdapterMismatch, match="held as 'int3' cannot be rebuilt here"):
-        load_held(tiny_directory, "float32", "int3")
+    for held in ("int3", "nf4+0", "nf4+8(", "nf4 "):
+        with pytest.raises(AdapterMismatch, match=f"held as '{re.escape(held)}' cannot be rebuilt here"):
+            load_held(tiny_directory, "float32", held)
 
 
 def test_what_cards_say(belonging, make_adapter, tmp_path):

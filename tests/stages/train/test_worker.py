@@ -74,11 +74,16 @@ def test_an_export_that_does_not_compute_the_same_is_seen(job, table, recorder, 
     assert abs(metrics["loss_as_served"] - metrics["loss_as_trained"]) > 1e-3
 
 
-def test_a_quantised_base_is_measured_as_trained_as_served_and_on_the_float_base(job, table, recorder, tmp_path):
+@pytest.mark.parametrize(("adapter", "held"), [(train.Lora(rank=2), "nf4"), (train.Pissa(rank=2), "nf4+2")])
+def test_a_quantised_base_is_measured_as_trained_as_served_and_on_the_float_base(
+    job, table, recorder, tmp_path, adapter, held
+):
     fast = train.AdamW(lr=0.05, warmup=0.0)
-    metrics = work(job(base=train.Nf4(), optimizer=fast), table, table, recorder(), Alone(), tmp_path)
+    made = job(base=train.Nf4(), adapter=adapter, optimizer=fast)
+    metrics = work(made, table, table, recorder(), Alone(), tmp_path)
     card = json.loads((tmp_path / "adapter" / "graftline.json").read_text())
-    assert card["base"]["held"] == card["held_in_training"] == "nf4"
+    assert (card["base"]["held"], card["held_in_training"]) == (held, "nf4")
+    assert metrics["loss_as_trained"] < metrics["eval_loss_before"] - 0.1
     assert metrics["loss_as_served"] == pytest.approx(metrics["loss_as_trained"], abs=1e-6)
     assert abs(metrics["loss_on_float_base"] - metrics["loss_as_served"]) > 1e-4
 
