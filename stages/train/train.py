@@ -97,8 +97,6 @@ class Train(Stage):
             raise HeldOutLeak(
                 "the same rows are trained on and held out", where="Train.held_out", do="use two parts of a split"
             )
-        self.objective.suits(self.adapter)
-        self.optimizer.suits(self.adapter)
         if self.kind == "model" and self.base.held != "none":
             raise InvalidField(
                 f"{self.adapter!r} trains the base's own weights, and quantised ones have no gradient",
@@ -107,6 +105,8 @@ class Train(Stage):
             )
         if self.workers > 1 and self.resources and self.resources.cpus == 0:
             raise InvalidField("a worker needs CPUs", where="Train.resources.cpus", do="give each worker some")
+        self.objective.suits(self.adapter)
+        self.optimizer.suits(self.adapter)
 
     @property
     def kind(self) -> Kind:

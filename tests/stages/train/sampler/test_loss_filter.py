@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftline.stages.errors import InvalidField, RunError
@@ -52,6 +52,7 @@ def test_after_the_warmup_batches_are_full_and_of_hard_rows():
     assert drawn.numbers() == {"rows_seen": 64.0, "rows_skipped": 24.0, "loss_threshold": 1.0}
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(1, 20),
     batch_size=st.integers(1, 9),

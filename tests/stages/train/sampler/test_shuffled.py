@@ -1,11 +1,12 @@
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftline.stages.train import Shuffled
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 9), st.lists(st.integers(0, 40), max_size=6))
 def test_a_batch_depends_on_seed_and_step_alone(n, batch_size, seed, asked_before):
     drawn = Shuffled().start(n, batch_size, seed)
@@ -15,6 +16,7 @@ def test_a_batch_depends_on_seed_and_step_alone(n, batch_size, seed, asked_befor
         assert drawn.next_batch(step) == Shuffled().start(n, batch_size, seed).next_batch(step)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 4))
 def test_every_epoch_holds_every_row_once(n, batch_size, epochs):
     drawn = Shuffled().start(n, batch_size, 0)
