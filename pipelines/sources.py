@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import platform
 import sys
+import threading
 from pathlib import Path
 
 from graftline.stages.rows import digest
@@ -21,6 +22,16 @@ SHAPES = (
 """What every stage imports: not part of a stage's own code."""
 NOT_CODE = ("pipeline", "figures")
 """Functions of a pipeline file that only put stages together."""
+
+
+_PARSING = threading.Lock()
+
+
+def _parsed(source: str | bytes) -> ast.Module:
+    """Source as a tree, one at a time: Python 3.11 counts the depth of trees that threads build in turn as one's, and
+    fails ("AST constructor recursion depth mismatch")."""
+    with _PARSING:
+        return ast.parse(source)
 
 
 @functools.cache
@@ -68,7 +79,7 @@ def _code(path: Path) -> list[str]:
     """A file's statements, without comments and docstrings, and without what only puts stages together."""
     return [
         ast.unparse(node)
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in _parsed(path.read_text(encoding="utf-8")).body
         if not (isinstance(node, ast.FunctionDef) and node.name in NOT_CODE)
         and not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))
         and not isinstance(node, ast.Expr)
@@ -80,7 +91,7 @@ def _beside(path: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     waiting = [path]
     while waiting:
-        for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
+        for node in ast.walk(_parsed(waiting.pop().read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.ImportFrom) and node.module:
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
@@ -119,7 +130,7 @@ def _imports(module: str) -> tuple[str, list[str]] | None:
         return None
     source = path.read_bytes()
     names = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(_parsed(source)):
         if isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):

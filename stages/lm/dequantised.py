@@ -2,76 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from graftline.stages.errors import AdapterMismatch
-from graftline.stages.lm.load import load_model
+from graftline.stages.lm.held import load_held
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
-
-DOUBLE = {"nf4": True, "nf4-single": False}
-"""How a base may be held beside `none` → whether the scales of its blocks are quantised, too."""
 
 
 def load_dequantised(directory: Path, held: str) -> PreTrainedModel:
-    """A causal language model in fp32 whose linear layers, all but the output head, have the values they have when
-    they are held so. Quantised from the weights as they are stored, whatever the number format training computes in.
+    """A causal language model in fp32 whose linear layers, all but the output head, are plain ones with the values they
+    have when they are held so (a principal part kept in float is added to its quantised rest).
 
     Args:
-        held: `none`, `nf4` or `nf4-single`, as an adapter's `graftline.json` says.
+        held: as an adapter's `graftline.json` says (`stages/lm/held.py`).
 
     Raises:
         AdapterMismatch: it is not known how to hold a base so.
     """
     import torch
 
-    if held != "none" and held not in DOUBLE:
-        raise AdapterMismatch(
-            f"a base held as {held!r} cannot be rebuilt here", where=str(directory), do=f"use {', '.join(DOUBLE)}"
-        )
-    _bitsandbytes()
-    if held == "none":
-        return load_model(directory, "float32")
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    model = load_model(directory, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
-    head = model.get_output_embeddings()
-    layers = {
-        name: dequantised(module.weight.detach(), held)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    model = model.float()
-    for name, weight in layers.items():
-        model.get_submodule(name).weight.data = weight
+    from graftline.stages.lm.nf4 import Linear4bit, dequantised  # bitsandbytes by way of it, which keeps it quiet
+
+    model = load_held(directory, "float32", held)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, Linear4bit):
+            plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+            plain.weight = torch.nn.Parameter(dequantised(layer), requires_grad=False)
+            if layer.bias is not None:
+                plain.bias = torch.nn.Parameter(layer.bias.detach().float(), requires_grad=False)
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, plain)
     return model
-
-
-def dequantised(weight: Tensor, held: str) -> Tensor:
-    """A weight as it is multiplied with when it is held so: 4-bit NormalFloat in blocks of 64, in fp32."""
-    import torch
-
-    functional = _bitsandbytes()
-    codes, state = functional.quantize_4bit(
-        weight.contiguous(), blocksize=64, compress_statistics=DOUBLE[held], quant_type="nf4"
-    )
-    state.dtype = torch.float32
-    found: Tensor = functional.dequantize_4bit(codes, state)
-    return found
-
-
-def _bitsandbytes() -> Any:
-    """bitsandbytes' functions. Whoever imports it on a processor with AVX512-BF16 is told to install a package: not
-    our users, whether we import it or PEFT does after us."""
-    theirs = logging.getLogger("bitsandbytes")
-    level = theirs.level
-    theirs.setLevel(logging.ERROR)
-    try:
-        from bitsandbytes import functional
-    finally:
-        theirs.setLevel(level)
-    return functional

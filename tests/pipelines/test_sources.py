@@ -93,3 +93,19 @@ def test_shipped_code_counts_with_what_it_imports(monkeypatch):
 def test_versions():
     found = versions()
     assert found["python"].startswith("3.") and {"ray", "torch", "pyarrow", "graftline"} <= set(found)
+
+
+def test_threads_may_ask_at_once():
+    """Python's own parser fails where two threads build a tree at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    source = (
+        "x = "
+        + "(" * 60
+        + "1"
+        + ")" * 60
+        + "\n" * 50
+        + "\n".join(f"def f{n}(a): return [a, {{a: (a,)}}]" for n in range(200))
+    )
+    with ThreadPoolExecutor(8) as pool:
+        assert len({len(tree.body) for tree in pool.map(sources._parsed, [source] * 200)}) == 1

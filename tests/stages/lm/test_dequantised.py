@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from graftline.stages.errors import AdapterMismatch
-from graftline.stages.lm.dequantised import dequantised, load_dequantised
+from graftline.stages.lm.dequantised import load_dequantised
 from graftline.stages.lm.load import load_model
 
 
@@ -26,7 +26,19 @@ def test_linear_layers_but_the_head_are_bitsandbytes_own(tiny_directory, held):
             wanted = weight if name == "lm_head" else theirs
             assert torch.equal(found.get_submodule(name).weight, wanted), name
     assert torch.equal(found.model.embed_tokens.weight, pristine.model.embed_tokens.weight)
-    assert not torch.equal(dequantised(weight, "nf4"), dequantised(weight, "nf4-single"))
+
+
+def test_a_principal_part_in_float_is_added_to_its_quantised_rest(tiny_directory):
+    from graftline.stages.lm.held import load_held
+
+    held, found = load_held(tiny_directory, "float32", "nf4+4"), load_dequantised(tiny_directory, "nf4+4")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert (held(ids).logits - found(ids).logits).abs().max() < 1e-4
+    layer = "model.layers.0.mlp.down_proj"
+    pristine = load_model(tiny_directory, "float32").get_submodule(layer).weight
+    plain = load_dequantised(tiny_directory, "nf4").get_submodule(layer).weight
+    assert (found.get_submodule(layer).weight - pristine).norm() < (plain - pristine).norm()
 
 
 def test_a_base_held_as_it_is_stays_as_it_is(tiny_directory):

@@ -8,10 +8,17 @@ from peft import PeftModel
 
 from graftline.stages import Endpoint, Llm, Stage, merge, read
 from graftline.stages.errors import AdapterMismatch, HeldOutLeak, InvalidField, WrongKind
-from graftline.stages.lm.dequantised import dequantised, load_dequantised
+from graftline.stages.lm.dequantised import load_dequantised
 from graftline.stages.lm.load import load_model, load_tokenizer, model_digest
 
 IDS = torch.arange(3, 43).view(2, 20)
+
+
+def dequantised(weight: torch.Tensor, held: str) -> torch.Tensor:
+    """A weight as it is multiplied with when it is held so, by bitsandbytes' own functions."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    return dequantize_4bit(*quantize_4bit(weight.detach(), None, None, 64, held == "nf4", "nf4"))
 
 
 class Tuned(Stage):
