@@ -9,6 +9,7 @@ import torch
 from graftline.stages import Llm, Resources, Source, train
 from graftline.stages.errors import HeldOutLeak, InvalidField, MissingColumn, WrongKind
 from graftline.stages.rows import FIXED
+from graftline.stages.train import base as bases
 from graftline.stages.train.export import adapter_digest
 from graftline.stages.value_graph import inputs
 
@@ -187,7 +188,7 @@ def test_killed_and_run_again_it_ends_with_the_same_digest(run, context, tmp_pat
     assert resumed["adapter_digest"] == straight["adapter_digest"] and resumed["train_loss"] == straight["train_loss"]
 
 
-BASES = [kind for name in dir(train.base) if isinstance(kind := getattr(train.base, name), type)]
+BASES = [kind for name in dir(bases) if isinstance(kind := getattr(bases, name), type)]
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda kind: kind.__name__)

@@ -8,6 +8,8 @@ from graftline.stages import Llm, Source, train
 from graftline.stages.errors import InvalidField, MissingColumn
 from graftline.stages.rows import PREFERENCE
 from graftline.stages.train import Dpo, Float, Lora
+from graftline.stages.train import adapter as adapters
+from graftline.stages.train import base as bases
 from graftline.stages.train.build import build
 from graftline.stages.train.packing import bins
 from graftline.stages.train.pairs import answer_logprobs, pack_pairs
@@ -292,8 +294,8 @@ def shipped(slot):
     return found
 
 
-@pytest.mark.parametrize("adapter", shipped(train.adapter), ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("base", shipped(train.base), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("adapter", shipped(adapters), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("base", shipped(bases), ids=lambda kind: kind.__name__)
 def test_the_policy_starts_as_its_reference(base, adapter, context, tiny_directory, opened, preferences):
     """Which an adapter that is no identity, but says so, would break."""
     import peft  # noqa: F401  seconds, which are no test's own
