@@ -10,14 +10,16 @@ from graftline.stages.generate.questions import Unreadable
 
 POINTING = (
     "the text", "this text", "the passage", "this passage", "the passages", "these passages", "the excerpt",
-    "the given", "mentioned above", "described above", "the above", "provided context", "the context",
+    "the facts", "these facts", "the given", "mentioned above", "described above", "the above",
+    "provided context", "the context",
 )  # fmt: skip
 """Phrases that make no sense to someone who does not see the passage."""
 ASK = """\
+Facts:
 {passage}
 
-Write {count} questions that this passage answers, numbered, one a line. Someone who has never seen the passage must \
-understand them: say what each is about, and do not mention the passage."""
+Write {count} questions that these facts answer, numbered, one a line. Name who or what each question is about, so \
+that someone who has never seen the facts understands it."""
 ANSWER = """\
 {passages}
 
