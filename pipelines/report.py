@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftline.pipelines import report_graph
 from graftline.pipelines.report_models import curves, evaluation, json_lines, transcript
 from graftline.pipelines.report_rows import calls_of, funnel, generated, histograms
+from graftline.pipelines.report_sweeps import sweeps
 from graftline.pipelines.words import duration, error_text, number, shown, spaced
 from graftline.stages.errors import StoreFailed
 
@@ -103,6 +104,7 @@ def gather(
         "funnel": funnel([stage for stage in stages if shows(stage) or _dropped(stage)]),
         "curves": curves(record["stages"], made, metrics),
         "evaluations": evaluations,
+        "sweeps": sweeps(stages),
         "histograms": histograms([(stage, artefact) for stage, artefact in made if shows(stage)]),
         "generated": [group for stage, artefact in made if (group := generated(stage, artefact))["rows"]],
         "transcripts": transcripts,

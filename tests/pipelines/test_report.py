@@ -143,3 +143,18 @@ def test_a_run_of_nothing_is_a_page():
               "fetch_seconds": 0.0, "error": None, "parameters": {}, "file": "", "store": "", "stages": [],
               "results": {}}  # fmt: skip
     Checked(report.render(record, lambda line: None))
+
+
+def test_a_sweep_shows_its_trials(quickstart):
+    assert "<h2>Sweep" not in page(quickstart)
+    train = next(line for line in quickstart.stages if line["name"] == "Train")
+    trials = [
+        {"values": {"adapter.rank": rank}, "status": "full", "metric": metric, "seconds": 3.0, "why": ""}
+        for rank, metric in ((4, 0.75), (8, 0.25), (16, None))
+    ]
+    train["metrics"] |= {"trials": trials, "best": {"adapter.rank": 8}, "picked_by": "eval_loss"}
+    text = page(quickstart)
+    Checked(text)
+    section = text[text.index("<h2>Sweep") :].partition("<h2>")[2].partition("<h2>")[0]
+    assert "3 trials, picked by eval loss" in section and section.count("bar-row") == 3
+    assert section.count(">best<") == 1 and "–" in section
