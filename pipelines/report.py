@@ -12,6 +12,7 @@ from graftline.pipelines.report_rows import calls_of, funnel, generated, histogr
 from graftline.pipelines.report_sweeps import sweeps
 from graftline.pipelines.words import duration, error_text, number, shown, spaced
 from graftline.stages.errors import StoreFailed
+from graftline.stages.evaluate.compare import BASE
 
 if TYPE_CHECKING:
     from graftline.pipelines.running import Run
@@ -133,7 +134,7 @@ def _tiles(
     for compared in evaluations:
         for row in compared["rows"][:3]:
             cells = [cell for cell in row["cells"] if cell["value"] is not None]
-            if not cells:
+            if not cells or (len(cells) > 1 and compared["columns"][0] != BASE):  # columns that are no before and after
                 continue
             last = cells[-1]
             value = f"{last['value']:.2f}" if len(cells) == 1 else f"{cells[0]['value']:.2f} → {last['value']:.2f}"

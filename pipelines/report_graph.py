@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from graftline.pipelines.words import shortened
 
-NODE_WIDTH, NODE_HEIGHT = 142, 50
+NODE_WIDTH, NODE_HEIGHT = 160, 50
 GAP_BESIDE, GAP_ALONG = 22, 40
 MOST_LAYERS_ACROSS = 7
 """Graphs with more layers run down the page instead of across it."""
