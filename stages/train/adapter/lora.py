@@ -78,12 +78,15 @@ class Lora(Adapter):
         import torch
         from peft import get_peft_model
 
-        targets = self.layers(model)
+        from graftline.stages.train.adapter.lora_modules import REPLACED
+
+        config = self.config(self.layers(model))
+        config._register_custom_module(REPLACED)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             # The factors keep the base's number format, since PEFT's own cast of every activation to fp32 costs more
             # than the layer; the loop holds fp32 masters of them.
-            wrapped = get_peft_model(model, self.config(targets), autocast_adapter_dtype=False)
+            wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
         return in_dtype(wrapped, model.dtype)
 
     def layers(self, model: PreTrainedModel) -> str | list[str]:
