@@ -28,7 +28,7 @@ def lora_linear(x: Tensor, weight: Weight, bias: Tensor | None, a: Tensor, b: Te
         a: [rank, in]; `b`: [out, rank], both in the dtype of x.
         scale: s.
     """
-    output: Tensor = _LoraLinear.apply(x, a, b, weight, bias, scale)  # type: ignore[no-untyped-call]
+    output: Tensor = _LoraLinear.apply(x, a, b, weight, bias, scale)
     return output
 
 
@@ -44,7 +44,7 @@ class _LoraLinear(torch.autograd.Function):
         return output.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, a, b = ctx.saved_tensors
         for_x, for_a, for_b = ctx.needs_input_grad[:3]
         gradient = gradient.reshape(-1, gradient.shape[-1])
