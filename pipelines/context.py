@@ -123,6 +123,7 @@ class WorkerContext:
         return engine
 
     def _open(self, model: Stage, adapters: Mapping[str, Stage]) -> CountedEngine:
+        from graftline.stages.lm.endpoint import Endpoint
         from graftline.stages.lm.llm import Llm
         from graftline.stages.lm.open import open_engine
 
@@ -132,7 +133,8 @@ class WorkerContext:
             directories[OWN] = self.opened(model).directory("adapter")
         threads = self.resources.threads or 1
         opened = self.opened(pristine_base(model))
-        engine = open_engine(cast("Llm", base), opened.directory("model"), directories, threads=threads)
+        gate = self.work.board.gate(base) if isinstance(base, Endpoint) else None
+        engine = open_engine(cast("Llm", base), opened.directory("model"), directories, threads=threads, gate=gate)
         set_threads(threads)  # torch may have been imported only now
         return CountedEngine(engine, OWN if model.kind == "adapter" else None, self.calls, self._pay)
 
