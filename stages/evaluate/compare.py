@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, NothingKept, PromptTooLong, RowFault
-from graftline.stages.evaluate import interval
+from graftline.stages.evaluate import interval, pairs
 from graftline.stages.evaluate.choice import Choice
 from graftline.stages.evaluate.figure import Figure
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
@@ -42,8 +42,9 @@ class Compare(Stage):
     Base and adapters answer through one engine, so that nothing but the adapter differs; "base" is the model without
     any adapter. An adapter that belongs on a quantised base answers on one; the report says so (`held`). Intervals
     (95 %) count the rows of a group as one draw. Rows that a column was trained on, or that descend from them, are
-    refused. The report has the values, the gains over the base, samples, a confusion table and
-    the digests; its metrics are `exact_match/base`, `exact_match/<name>` for each column, and `exact_match` (the last
+    refused. The report has the values, the gains over the base, what each two columns got right that the other did not
+    (with McNemar's exact test), which column was trained on more rows than which, samples, a confusion table and the
+    digests; its metrics are `exact_match/base`, `exact_match/<name>` for each column, and `exact_match` (the last
     column's).
 
     Args:
@@ -138,7 +139,7 @@ class Compare(Stage):
 
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         table = inputs["rows"].rows(["id", "parents", "group", "messages", "answer"])
-        self._refuse_leaks(inputs, table)
+        trained = self._refuse_leaks(inputs, table)
         examples = examples_of(table)
         if not examples:
             raise NothingKept(
@@ -170,6 +171,8 @@ class Compare(Stage):
                     decoding |= metric.decoding(asked)
         report = {
             **self.report(examples, results),
+            "trained_on": {column: rows.num_rows for column, rows in trained.items()},
+            "beyond": pairs.beyond(trained),
             "rows_without_answer": table.num_rows - len(examples),
             "decoding": decoding,
             "seed": self.seed,
@@ -208,6 +211,19 @@ class Compare(Stage):
                 }
                 for metric in self.metrics
             },
+            "pairs": {
+                metric.figure: pairs.compared(
+                    {
+                        column: [
+                            metric.correct(*pair) for pair in zip(results[metric.figure][column], examples, strict=True)
+                        ]
+                        for column in columns
+                    },
+                    cluster,
+                )
+                for metric in self.metrics
+                if metric.judges
+            },
             "intervals": interval.described(cluster),
             "samples": [
                 {
@@ -244,17 +260,22 @@ class Compare(Stage):
             with context.engine(self.models[name]) as engine:
                 yield name, engine, "adapter" if self.models[name].kind == "adapter" else None
 
-    def _refuse_leaks(self, inputs: Mapping[str, Any], held_out: pa.Table) -> None:
-        """What was trained keeps the ids of its rows in `trained_on.parquet`; a model from elsewhere has none."""
+    def _refuse_leaks(self, inputs: Mapping[str, Any], held_out: pa.Table) -> dict[str, pa.Table]:
+        """What was trained keeps the ids of its rows in `trained_on.parquet`; a model from elsewhere has none. Answers
+        with the rows of each column that has some."""
         columns = {
-            f"{self.name}.model": inputs["model"],
-            **{f"{self.name}.adapters.{name}": made for name, made in inputs.get("adapters", {}).items()},
-            **{f"{self.name}.models.{name}": made for name, made in inputs.get("models", {}).items()},
+            BASE: (f"{self.name}.model", inputs["model"]),
+            **{name: (f"{self.name}.adapters.{name}", made) for name, made in inputs.get("adapters", {}).items()},
+            **{name: (f"{self.name}.models.{name}", made) for name, made in inputs.get("models", {}).items()},
         }
-        for where, made in columns.items():
+        found = {}
+        for column in self.columns_shown:
+            where, made = columns[column]
             trained = trained_on(made)
             if trained is not None:
                 refuse_leak(trained, held_out, where=where)
+                found[column] = trained
+        return found
 
 
 def predict(metric: Metric, asked: Asked, examples: Sequence[Example]) -> list[Prediction]:
