@@ -105,6 +105,12 @@ class Volume:
         """What such a number comes to over all rows."""
         return product(self.count, self.mean(measure))
 
+    def groups(self, of: Callable[[Row], Hashable]) -> int | None:
+        """How many groups all rows fall into by a value, each as large as in the sample."""
+        if not self.sample:
+            return None
+        return product(self.count, len({of(row) for row in self.sample}) / len(self.sample))
+
     def distinct(self, of: Callable[[Row], Hashable]) -> int | None:
         """How many different values all rows have: where a sample repeats them, as with labels, those in it, else the
         same share of all."""
@@ -204,11 +210,13 @@ class Given:
 
     def reader(self, model: Stage) -> Reader:
         """Who counts tokens as a model reads and writes them."""
-        if model.key not in self._readers:
-            from graftline.stages.lm.reader import reader_of
+        from graftline.stages.lm.reader import reader_of, root_of
 
-            self._readers[model.key] = reader_of(model, self.directory)
-        return self._readers[model.key]
+        root = root_of(model)
+        key = "" if root is None else root.key
+        if key not in self._readers:
+            self._readers[key] = reader_of(root, self.directory)
+        return self._readers[key]
 
 
 def turns_of(row: Row, text: str = "messages") -> tuple[dict[str, str], ...]:

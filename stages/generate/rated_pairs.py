@@ -49,11 +49,12 @@ class RatedPairs(Source):
         return {**PREFERENCE, **self.adds}
 
     def expected(self, given: Given) -> Expected:
-        """Every two answers to a prompt make a pair, unless they are rated the same."""
+        """Every two answers to a prompt make a pair, unless they are rated the same. Where a sample of many rows has no
+        two answers to one, nothing is known."""
         rows = given.rows(self.candidates)
-        prompts = rows.distinct(lambda row: canonical(prompt_of(row.get("messages"))))
-        each = rows.count / prompts if rows.count and prompts else None
-        pairs = None if each is None or prompts is None else round(prompts * each * (each - 1) / 2)
+        prompts = rows.groups(lambda row: canonical(prompt_of(row.get("messages")))) or 0
+        answers = (rows.count or 0) / prompts if prompts else 0.0
+        pairs = round(prompts * answers * (answers - 1) / 2) if answers > 1 else None
         return Expected(rows.like(pairs, "<=", _paired))
 
     def make_rows(self, context: Context, **inputs: Artefact) -> Iterator[Made]:

@@ -49,7 +49,7 @@ WRITTEN = 8
 """Tasks that a reply is expected to hold."""
 EXPECTED, LEAST = 0.5, 0.1
 INSTANCES = 2
-"""Rows of a task, of which there may be five, before anything is known."""
+"""Rows of a task, of which there may be five, before anything is known; input and output are as long as tasks."""
 
 
 class SelfInstructTasks(Rounds):
@@ -170,8 +170,8 @@ class SelfInstructTasks(Rounds):
         texts = [one_line(question_of(row.get("messages"))) for row in rows.sample]
         if not texts:
             return Expected(Volume(product(self.count, INSTANCES), (), "~"), replace(UNKNOWN, requests=self._requests))
-        times, pieces = retried(self.retries), reader.written(self.max_new_tokens)
-        length = sum(map(reader.text, texts)) / len(texts)
+        length, times = sum(map(reader.text, texts)) / len(texts), retried(self.retries)
+        pieces = reader.written(self.max_new_tokens, like=2 * length * INSTANCES)
         kind, form = (reader.asked(each) + length for each in (kind_asked(""), turns(None, INPUT_FIRST)))
         lists, shown = self._requests - 2 * self.count, length * LISTED
         listing = reader.asked(turns(None, WRITE)) + shown

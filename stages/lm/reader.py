@@ -110,16 +110,22 @@ class Reader:
         return sum(self.text(turn["content"]) + TURN for turn in messages) + ASKED * ask
 
 
-def reader_of(model: Stage, directory: Callable[[Stage], Path | None]) -> Reader:
-    """The reader of the model at the root of a model or adapter: with its own tokenizer where its files are on this
-    disk, else by the length of texts.
+def root_of(model: Stage) -> Stage | None:
+    """The model at the root of a model or adapter; None where a user's own stage does not say which it is."""
+    try:
+        return base_of(model)
+    except InvalidField:
+        return None
+
+
+def reader_of(root: Stage | None, directory: Callable[[Stage], Path | None]) -> Reader:
+    """Who counts for a model: with its own tokenizer where its files are on this disk, else by the length of texts.
 
     Args:
+        root: the model, which is made from no other (None: it is not known which).
         directory: says where a model's files are (None: not here).
     """
-    try:
-        root = base_of(model)
-    except InvalidField:  # a user's own stage does not say which model it is made from
+    if root is None:
         return Reader(estimated)
     scripted = getattr(root, "engine", "") == "scripted"
     prices = (getattr(root, "price_in", 0.0), getattr(root, "price_out", 0.0))

@@ -50,9 +50,9 @@ class Grape(Selector):
         return {"rows": {"messages": "messages", "source": "string", **gate, self.by: "number"}}
 
     def expected(self, given: Given) -> Expected:
-        """A row for each prompt; with a gate, at most."""
+        """At most a row for each prompt; of a sample of many rows, few share theirs."""
         rows = given.rows(self.rows)
-        return Expected(rows.at_most(rows.distinct(prompt_turns), mark="<=" if self.gate else "~"))
+        return Expected(rows.at_most(rows.groups(lambda row: canonical(prompt_turns(row))), mark="<="))
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         columns = ["id", "source", self.by, *([self.gate] if self.gate else [])]
