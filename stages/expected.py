@@ -254,9 +254,3 @@ def answered(row: Row, tokens: float) -> Row:
     """A row with an answer of so many tokens in place of its own, which is not written yet."""
     text = (FILLER * max(1, round(tokens))).strip()
     return {**row, "messages": [*prompt_turns(row), {"role": "assistant", "content": text}], "answer": text}
-
-
-def retried(retries: int) -> float:
-    """How often a question is asked that goes back at most so often while its answer cannot be read: the geometric
-    middle between never and always, so that neither is more than a factor of two away while `retries` is at most 3."""
-    return math.sqrt(1 + retries)

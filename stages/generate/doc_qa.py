@@ -17,8 +17,6 @@ from graftline.stages.expected import (
     answered,
     average,
     product,
-    retried,
-    worst,
 )
 from graftline.stages.generate.bm25 import Bm25, terms
 from graftline.stages.generate.children import Children, question_of
@@ -186,13 +184,12 @@ class DocQa(Rounds):
         length = average([reader.asked(turns(None, text)) for each in found for text in each])
         if length is None:
             return Expected(volume, UNKNOWN)
-        times, mark = retried(self.retries), worst(rows.mark, "~")
         listing = reader.text(ASK) + length
         asking = reader.text(ANSWER) + length * self.top_k + QUESTION
         listed = reader.written(self.max_new_tokens, QUESTION * self.count)
-        usage = reader.usage(product(passages, times), listing, listed, mark)
-        requests = product(passages, self.count, ASKED, times)
-        usage += reader.usage(requests, asking, reader.written(self.max_new_tokens, SENTENCES), mark)
+        usage = reader.usage(passages, listing, listed, rows.mark, self.retries)
+        answering = reader.written(self.max_new_tokens, SENTENCES)
+        usage += reader.usage(product(passages, self.count, ASKED), asking, answering, "~", self.retries)
         return Expected(volume, usage)
 
     def _read(self, question: Question, text: str, cut_off: bool) -> Any:

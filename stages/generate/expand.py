@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, RequestError
-from graftline.stages.expected import Expected, Given, answer_of, average, retried, unanswered
+from graftline.stages.expected import Expected, Given, answer_of, average, unanswered
 from graftline.stages.generate.children import Children, question_of
 from graftline.stages.generate.expansion import EXPAND, PAIR, Expansion, apportioned
 from graftline.stages.generate.questions import Question, Questions, Reply, turns
@@ -162,9 +162,9 @@ class Expand(Rounds):
             for start in range(0, len(seeds), self.examples)
         ]
         like = average([reader.text(f"{self._example(seed)}\n") for seed in seeds])
-        requests = math.ceil(self.count / EXPECTED / self.outputs * retried(self.retries))
+        requests = math.ceil(self.count / EXPECTED / self.outputs)
         written = reader.written(self.max_new_tokens, like=None if like is None else like * self.outputs)
-        asked = reader.usage(requests, average(prompts), written, "~")
+        asked = reader.usage(requests, average(prompts), written, "~", self.retries)
         bare = rows if self.pairs else replace(rows, sample=tuple(map(unanswered, rows.sample)))
         return Expected(bare.like(self.count, "~"), asked)
 

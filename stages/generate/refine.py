@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from graftline.stages.expected import Expected, Given, product, retried, unanswered, worst
+from graftline.stages.expected import Expected, Given, unanswered
 from graftline.stages.generate.children import Children, prompt_of, question_of
 from graftline.stages.generate.questions import Question, Questions, Turns, Unreadable, turns
 from graftline.stages.generate.rouge import rouge_l, words
@@ -118,14 +118,15 @@ class Refine(Rounds):
     def expected(self, given: Given) -> Expected:
         """A refined instruction is about as long as the one it comes from."""
         rows, reader = given.rows(self.seeds), given.reader(self.teacher)
-        requests, mark = product(rows.count, retried(self.retries)), worst(rows.mark, "~")
         prompt = rows.mean(lambda row: reader.asked(_asked(question_of(row.get("messages")))))
         written = rows.mean(
             lambda row: reader.written(
                 self.max_new_tokens, like=reader.text(tag("answer", question_of(row.get("messages"))))
             )
         )
-        return Expected(rows.like(rows.count, "<=", unanswered), reader.usage(requests, prompt, written, mark))
+        return Expected(
+            rows.like(rows.count, "<=", unanswered), reader.usage(rows.count, prompt, written, rows.mark, self.retries)
+        )
 
     def _read(self, question: Question, text: str, cut_off: bool) -> str:
         found = tagged(text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from graftline.stages.errors import RequestError
-from graftline.stages.expected import UNKNOWN, Expected, Given, Volume, answered, product, retried
+from graftline.stages.expected import UNKNOWN, Expected, Given, Volume, answered, product
 from graftline.stages.generate.children import Children, question_of
 from graftline.stages.generate.instances import (
     INPUT_FIRST,
@@ -170,14 +170,14 @@ class SelfInstructTasks(Rounds):
         texts = [one_line(question_of(row.get("messages"))) for row in rows.sample]
         if not texts:
             return Expected(Volume(product(self.count, INSTANCES), (), "~"), replace(UNKNOWN, requests=self._requests))
-        length, times = sum(map(reader.text, texts)) / len(texts), retried(self.retries)
+        length = sum(map(reader.text, texts)) / len(texts)
         pieces = reader.written(self.max_new_tokens, like=2 * length * INSTANCES)
         kind, form = (reader.asked(each) + length for each in (kind_asked(""), turns(None, INPUT_FIRST)))
         lists, shown = self._requests - 2 * self.count, length * LISTED
         listing = reader.asked(turns(None, WRITE)) + shown
         usage = reader.usage(lists, listing, reader.written(self.max_new_tokens, shown), "~")
-        usage += reader.usage(product(self.count, times), kind, reader.written(8, like=2))
-        usage += reader.usage(product(self.count, times), form, pieces)
+        usage += reader.usage(self.count, kind, reader.written(8, like=2), retries=self.retries)
+        usage += reader.usage(self.count, form, pieces, retries=self.retries)
         made = rows.like(product(self.count, INSTANCES), "~", lambda row: answered(row, pieces / INSTANCES))
         return Expected(made, usage)
 

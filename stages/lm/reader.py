@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftline.stages.errors import InvalidField
-from graftline.stages.expected import Mark, Row, Usage, product, turns_of
+from graftline.stages.expected import Mark, Row, Usage, product, turns_of, worst
 from graftline.stages.lm import tiny
 from graftline.stages.lm.reference import base_of
 from graftline.stages.lm.scripted import MEAN, sentence
@@ -22,6 +23,8 @@ Messages = Sequence[Mapping[str, str]]
 Template = Callable[[Messages, bool], str | None]
 TURN, ASKED = 5, 3
 """Tokens of a chat template around a turn, and before the answer, where the template is not known: as in ChatML."""
+COMPLAINT = 35
+"""Tokens of what a model is told of an answer that cannot be read, with the template around both."""
 LATIN, FAR = 0x250, 0x2E80
 """Code points below which a token has about four characters, and below which about two; above, it has one."""
 
@@ -90,18 +93,25 @@ class Reader:
         return {**row, "messages": (*turns[:asking], said, *turns[asking + 1 :])}
 
     def usage(
-        self,
-        requests: int | None,
-        tokens_in: float | None,
-        tokens_out: float | None,
-        mark: Mark = "",
+        self, requests: int | None, prompt: float | None, answer: float | None, mark: Mark = "", retries: int = 0
     ) -> Usage:
-        """So many requests that are answered by writing, with the means of what each reads and writes."""
-        read, wrote = product(requests, tokens_in), product(requests, tokens_out)
+        """So many requests that are answered by writing.
+
+        Args:
+            prompt, answer: mean tokens of one.
+            mark: how well it is known how many.
+            retries: how often one whose answer cannot be read is asked again, with that answer and what is wrong with
+                it. How many will be is not known: this is the geometric middle between none and all of them, of which
+                neither has half or twice the requests while there are fewer than three retries.
+        """
+        if retries and prompt is not None and answer is not None:
+            prompt = math.sqrt(prompt * (prompt + retries * (answer + COMPLAINT) / 2))
+        asked = product(requests, math.sqrt(1 + retries))
+        read, wrote = product(asked, prompt), product(asked, answer)
         money: float | None = 0.0
         if any(self.prices):
             money = None if read is None or wrote is None else (read * self.prices[0] + wrote * self.prices[1]) / 1e6
-        return Usage(requests=requests, tokens_in=read, tokens_out=wrote, money=money, mark=mark)
+        return Usage(asked, read, wrote, money=money, mark=worst(mark, "~" if retries else ""))
 
     def _rendered(self, messages: Messages, ask: bool) -> float:
         text = None if self._template is None else self._template(messages, ask)

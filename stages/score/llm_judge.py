@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField
-from graftline.stages.expected import Expected, Given, Row, Usage, product, retried, turns_of, worst
+from graftline.stages.expected import Expected, Given, Row, Usage, product, turns_of
 from graftline.stages.lm.reference import refuse_endpoint
 from graftline.stages.rows import Columns, digest
 from graftline.stages.score.asking import asked, said
@@ -123,10 +123,9 @@ class LlmJudge(Scorer):
             requests = product(rows.count, len(self.dimensions))
             return Expected(rows, Usage(requests, tokens_scored=scored, mark=rows.mark))
         said = self._request("", "").messages[-1]["content"]
-        like = reader.text(said[said.rindex("{") :]) + WHY
-        requests, mark = product(rows.count, retried(self.retries)), worst(rows.mark, "~")
+        written = reader.written(self.max_new_tokens, like=reader.text(said[said.rindex("{") :]) + WHY)
         prompt = rows.mean(lambda row: reader.asked(self._request("", shown(row)).messages))
-        return Expected(rows, reader.usage(requests, prompt, reader.written(self.max_new_tokens, like), mark))
+        return Expected(rows, reader.usage(rows.count, prompt, written, rows.mark, self.retries))
 
     @property
     def rubric(self) -> str:

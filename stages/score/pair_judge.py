@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from graftline.stages.expected import Expected, Given, product, retried, worst
+from graftline.stages.expected import Expected, Given, product
 from graftline.stages.score.asking import said
 from graftline.stages.score.judging import conversation, quoted, refuse_own_work, words
 from graftline.stages.shapes import Scorer
@@ -62,9 +62,11 @@ class PairJudge(Scorer):
 
     def expected(self, given: Given) -> Expected:
         rows, reader = given.rows(self.rows), given.reader(self.judge)
-        requests, mark = product(rows.count, 2 * retried(self.retries)), worst(rows.mark, "~")
         prompt = rows.mean(lambda row: reader.asked(self._request({**NONE, **row}, False).messages))
-        return Expected(rows, reader.usage(requests, prompt, reader.written(MOST, like=MOST / 4), mark))
+        return Expected(
+            rows,
+            reader.usage(product(rows.count, 2), prompt, reader.written(MOST, like=MOST / 4), rows.mark, self.retries),
+        )
 
     def score_rows(self, table: pa.Table, context: Context) -> Mapping[str, Sequence[Any]]:
         rows = table.select(["id", "prompt", "chosen", "rejected"]).to_pylist()
