@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ..plan_and_record import far_off
+
 FILE = "examples/main_job.py"
 DRY = ("--set", "model=tiny", "--set", "engine=scripted", "--set", "embedder=tiny", "--set", "epochs=0.5")
 STAGES = (
@@ -32,8 +34,11 @@ def test_the_plan_names_every_stage_and_the_trials(graftline: Callable[..., Any]
 
 @pytest.mark.real
 def test_a_dry_run_and_again(graftline: Callable[..., Any], environment: dict[str, str]) -> None:
+    planned = graftline("plan", FILE, *DRY, "--json")
+    assert planned.code == 0, planned.err
     done = graftline("run", FILE, *DRY)
     assert done.code == 0, done.err
+    assert far_off(json.loads(planned.out), record(environment["GRAFTLINE_STORE"])) == []
     assert done.result["http_ok"] == 1 and len(done.result["adapter_digest"]) == 64
     lines = {line["name"]: line for line in record(environment["GRAFTLINE_STORE"])["stages"]}
     assert set(STAGES) <= set(lines)
