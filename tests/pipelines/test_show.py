@@ -62,9 +62,7 @@ def test_a_plan_counts_what_will_be_spent():
          "calls": {**Usage(tokens_trained=23970).to_dict(), "mark": "<="}},
     ]  # fmt: skip
     text = " ".join(printed(show.plan({"steps": steps, "store": "place"})).split())
-    told = (
-        "about 260 model calls, at least 0 tokens read, about 9 800 written, at most about 23 970 trained, about 1.50"
-    )
+    told = "about 260 model calls, at least 0 tokens read, about 9 800 written, at most about 23 970 trained"
     assert f"1 in the store, 3 to run, {told}, about 1.50 paid; store place" in text.replace("\u2009", " ")
     assert "Split.train" not in text and "if its inputs come out as before" in text
     assert "SelfInstruct run ? ~260 ? ~9 800" in text and "TopK unknown inputs ≤80 in the store" in text
