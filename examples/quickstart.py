@@ -1,16 +1,30 @@
 """From labelled support tickets to a served adapter: generate, score, select, train, compare, merge, serve and route.
 
 Reads 154 tickets and keeps half of them for the test. The model writes more tickets from the training part
-(Self-Instruct, label first); the drafts are scored by how much their text helps to their label (IFD), near-duplicates
-go, k-means on embeddings picks varied ones. PiSSA adapters over an NF4 base are trained at two ranks, and the better
-one on the `dev` part wins. The untouched model, an adapter on the real tickets alone, the winner, and the winner merged
-into the base stand side by side on the test tickets; one service offers them all, and `auto` by a router.
+(Self-Instruct, label first). An adapter trained on the real tickets alone scores the drafts: the more their text helps
+it to their label (IFD, the less the better), the likelier they are on it. Near-duplicates go, k-means on embeddings
+picks varied ones. PiSSA adapters over an NF4 base are trained at two ranks, and the better one on the `dev` part wins.
+The untouched model, the adapter on the real tickets alone, the winner, and the winner merged into the base stand side
+by side on the test tickets; one service offers them all, and `auto` by a router.
 
     graftline run examples/quickstart.py
     graftline run examples/quickstart.py --set model=tiny --set engine=scripted      # a dry run
 """
 
-from graftline.stages import Embedder, Llm, evaluate, generate, merge, read, score, select, serve, sweep, train
+from graftline.stages import (
+    Embedder,
+    Llm,
+    Resources,
+    evaluate,
+    generate,
+    merge,
+    read,
+    score,
+    select,
+    serve,
+    sweep,
+    train,
+)
 
 SYSTEM = "Name the ticket's queue."
 PROBE = "hi, third evening in a row with no signal at all in the flat, the little lamp just blinks red. please fix it"
@@ -40,22 +54,24 @@ def pipeline(
     tickets = read.Jsonl(path=seeds, prompt="{text}", answer="{queue}", system=SYSTEM)
     split = select.Split(rows=tickets, shares=(0.4, 0.1, 0.5), stratify="answer", seed=seed)
 
-    drafts = generate.SelfInstruct(seeds=split.train, teacher=student, count=2 * budget, max_new_tokens=40, seed=seed)
-    scored = score.Difficulty(rows=drafts, model=student)
-    distinct = select.NearDuplicates(rows=scored, shingle=2)
-    chosen = select.KmeansQuality(rows=distinct, by="ifd", budget=budget, embedder=encoder, seed=seed)
-
-    tuned = train.Train(
+    seeds_only = train.Train(
         model=student,
-        rows=select.Concat(rows=(split.train, chosen)),
+        rows=split.train,
         held_out=split.dev,
         base=train.Nf4(),
         adapter=train.Pissa(rank=8),
         epochs=epochs,
         seed=seed,
+        resources=Resources(cpus=1),  # two trainings side by side take less time than one after the other on two cores
     )
+    drafts = generate.SelfInstruct(seeds=split.train, teacher=student, count=2 * budget, max_new_tokens=40, seed=seed)
+    scored = score.Difficulty(rows=drafts, model=seeds_only)
+    distinct = select.NearDuplicates(rows=scored, by="ifd", largest=False, shingle=2)
+    chosen = select.KmeansQuality(
+        rows=distinct, by="ifd", largest=False, temperature=0, budget=budget, embedder=encoder, seed=seed
+    )
+    tuned = seeds_only.replace("rows", select.Concat(rows=(split.train, chosen)))
     best = sweep.Sweep(stage=tuned, over={"adapter.rank": sweep.grid(*map(int, ranks.split(",")))}, metric="eval_loss")
-    seeds_only = tuned.replace("rows", split.train)
 
     merged = merge.IntoBase(model=student, adapter=best, held_out=split.dev)
     report = evaluate.Compare(

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -34,12 +35,13 @@ SAVE_EVERY = 30.0
 
 @dataclass
 class Calls:
-    """Paid requests to a model."""
+    """Paid requests to a model; the amounts are those of `stages.expected.Usage`."""
 
     model: str = ""
     requests: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    tokens_scored: int = 0
     money: float = 0.0
     reproducible: bool = True
     why: str = ""
@@ -50,6 +52,7 @@ class Calls:
             return {}
         found = {
             "model": self.model, "requests": self.requests, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out,
+            "tokens_scored": self.tokens_scored,
         }  # fmt: skip
         return found | ({"money": round(self.money, 6)} if self.money else {})
 
@@ -61,6 +64,7 @@ def difference(now: Calls, before: Calls) -> Calls:
         requests=now.requests - before.requests,
         tokens_in=now.tokens_in - before.tokens_in,
         tokens_out=now.tokens_out - before.tokens_out,
+        tokens_scored=now.tokens_scored - before.tokens_scored,
         money=now.money - before.money,
     )
 
@@ -230,12 +234,21 @@ class CountedEngine:
         self, prompts: Sequence[Messages], choices: Sequence[Sequence[str]], adapter: str | None = None
     ) -> list[list[float]]:
         found = self.engine.choice_logprobs(prompts, choices, adapter or self.adapter)
-        self._add(len(prompts), tokens_in=self.engine.count_tokens(prompts))
+        self._add(len(prompts), tokens_scored=self.engine.count_tokens(prompts) + self._tokens_of(choices))
         return found
+
+    def _tokens_of(self, choices: Sequence[Sequence[str]]) -> int:
+        """Tokens of all choices, each with its end of turn: how much longer a turn is for it."""
+        counted = Counter(choice for each in choices for choice in each)
+        empty = self.engine.count_tokens([({"role": "user", "content": ""},)])
+        return sum(
+            count * (self.engine.count_tokens([({"role": "user", "content": choice},)]) - empty + 1)
+            for choice, count in counted.items()
+        )
 
     def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
         found = self.engine.logprobs(rows, adapter or self.adapter, whole)
-        self._add(len(rows), tokens_in=self.engine.count_tokens(rows))
+        self._add(len(rows), tokens_scored=self.engine.count_tokens(rows))
         return found
 
     def count_tokens(self, conversations: Sequence[Messages]) -> int:
@@ -251,15 +264,18 @@ class CountedEngine:
             len(answers),
             sum(answer.tokens_in for answer in answers),
             sum(answer.tokens_out for answer in answers),
-            sum(float(getattr(answer, "money", 0.0)) for answer in answers),
+            money=sum(float(getattr(answer, "money", 0.0)) for answer in answers),
         )
 
-    def _add(self, requests: int, tokens_in: int = 0, tokens_out: int = 0, money: float = 0.0) -> None:
+    def _add(
+        self, requests: int, tokens_in: int = 0, tokens_out: int = 0, tokens_scored: int = 0, money: float = 0.0
+    ) -> None:
         self.calls.requests += requests
         self.calls.tokens_in += tokens_in
         self.calls.tokens_out += tokens_out
+        self.calls.tokens_scored += tokens_scored
         self.calls.money += money
-        self.pay(requests, tokens_in + tokens_out, money)
+        self.pay(requests, tokens_in + tokens_out + tokens_scored, money)
 
     def cancel(self, request_id: str) -> None:
         self.engine.cancel(request_id)

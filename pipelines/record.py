@@ -14,6 +14,7 @@ from graftline.pipelines.graph import Graph
 from graftline.pipelines.store import Store
 from graftline.pipelines.tensorboard import Events
 from graftline.stages.artefact import Artefact
+from graftline.stages.expected import AMOUNTS
 from graftline.stages.stage import Stage, View
 from graftline.stages.value_graph import to_json
 
@@ -63,6 +64,7 @@ class Record:
             "state": "running",
             "seconds": 0.0,
             "fetch_seconds": 0.0,
+            "calls": {},
             "error": None,
             "stages": [],
             "results": {},
@@ -191,6 +193,8 @@ class Record:
             )
             took = time.monotonic() - self._began
             self.run |= {"seconds": round(max(0.0, took - fetched), 3), "fetch_seconds": round(fetched, 3)}
+            ran = [line["calls"] for line in self.run["stages"] if line["status"] == "ran"]
+            self.run["calls"] = {name: sum(calls.get(name) or 0 for calls in ran) for name in AMOUNTS}
             self.store.write_json(f"{self.folder}/run.json", self.run)
 
     def finish(self, state: str, error: BaseException | None = None) -> None:

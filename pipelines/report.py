@@ -13,6 +13,7 @@ from graftline.pipelines.report_sweeps import sweeps
 from graftline.pipelines.words import duration, error_text, number, shown, spaced
 from graftline.stages.errors import StoreFailed
 from graftline.stages.evaluate.compare import BASE
+from graftline.stages.expected import AMOUNTS
 
 if TYPE_CHECKING:
     from graftline.pipelines.running import Run
@@ -146,7 +147,8 @@ def _tiles(
     created = sum(stage["rows"]["created"] for stage in stages if stage.get("rows") and calls_of(stage)["requests"])
     if created:
         tiles.append({"label": "rows generated", "value": number(created), "note": "before filtering"})
-    tokens = sum(calls_of(stage)["tokens_in"] + calls_of(stage)["tokens_out"] for stage in stages)
+    read = ("tokens_in", "tokens_out", "tokens_scored")
+    tokens = sum(calls_of(stage)[name] for stage in stages for name in read)
     if tokens:
         requests = sum(calls_of(stage)["requests"] for stage in stages)
         note = f"in {number(requests)} model calls"
@@ -216,9 +218,7 @@ def _cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for stage in stages
         if stage["status"] != "pending"
     ]
-    total = {
-        name: sum(line[name] or 0 for line in lines) for name in ("seconds", "requests", "tokens_in", "tokens_out")
-    }
+    total = {name: sum(line[name] or 0 for line in lines) for name in ("seconds", *AMOUNTS)}
     return {"lines": lines, "total": total, "slowest": max((line["seconds"] or 0 for line in lines), default=0) or 1}
 
 

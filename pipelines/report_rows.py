@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graftline.pipelines import report_charts
+from graftline.stages.expected import AMOUNTS
 from graftline.stages.rows import FIXED, PREFERENCE
 
 if TYPE_CHECKING:
@@ -94,6 +95,6 @@ def generated(stage: Mapping[str, Any], artefact: Artefact) -> dict[str, Any]:
     return {"name": stage["name"], "rows": samples}
 
 
-def calls_of(stage: Mapping[str, Any]) -> dict[str, int]:
+def calls_of(stage: Mapping[str, Any]) -> dict[str, Any]:
     calls = stage.get("calls") or {}
-    return {name: calls.get(name) or 0 for name in ("requests", "tokens_in", "tokens_out")}
+    return {name: calls.get(name) or 0 for name in AMOUNTS}

@@ -16,6 +16,7 @@ from graftline.stages.evaluate.figure import Figure
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
 from graftline.stages.evaluate.requirement import Requirement
 from graftline.stages.evaluate.table import confusion, examples_of, faults, finite, flat, shown
+from graftline.stages.expected import Expected, Given, Usage
 from graftline.stages.lineage import refuse_leak, trained_on
 from graftline.stages.lm.held import NONE, held_of
 from graftline.stages.lm.reference import base_of, refuse_other_bases
@@ -132,10 +133,15 @@ class Compare(Stage):
         """A requirement for `Service(requires=...)`: this number (see `metric`) is at least `value`."""
         return Requirement(figure=self.metric(name, of), least=value)
 
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        """The tokens are not known: they depend on the rows' texts."""
-        calls = rows["rows"] * len(self.metrics) * len(self.columns_shown) if "rows" in rows else None
-        return calls, None, None
+    def expected(self, given: Given) -> Expected:
+        """Every metric asks every column about all rows."""
+        rows, asked = given.rows(self.rows), Usage()
+        for column in self.columns_shown:
+            reader = given.reader(self.models.get(column, self.model))
+            tuned = column != BASE or self.model.kind == "adapter"
+            for metric in self.metrics:
+                asked += metric.expected(rows, reader, tuned)
+        return Expected(usage=asked)
 
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         table = inputs["rows"].rows(["id", "parents", "group", "messages", "answer"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from graftline.stages.errors import RowFault
+from graftline.stages.expected import Expected, Given, turns_of
 from graftline.stages.rows import Columns
 from graftline.stages.select.ranking import missing, ranked
 from graftline.stages.shapes import Selector, Verdict
@@ -44,6 +45,12 @@ class TokenBudget(Selector):
 
     def columns_needed(self) -> Mapping[str, Columns]:
         return {"rows": {"messages": "messages", self.by: "number"}}
+
+    def expected(self, given: Given) -> Expected:
+        """As many rows of the mean length as fit."""
+        rows, reader = given.rows(self.rows), given.reader(self.model)
+        mean = rows.mean(lambda row: reader.whole(turns_of(row)))
+        return Expected(rows.at_most(round(self.budget / mean) if mean else None, mark="~"))
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         from graftline.stages.lm.chat import render_whole

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from graftline.stages.expected import Expected, Given
 from graftline.stages.rows import Columns
 from graftline.stages.select.ranking import missing, ranked
 from graftline.stages.shapes import Selector, Verdict
@@ -38,8 +39,8 @@ class TopK(Selector):
     def columns_needed(self) -> Mapping[str, Columns]:
         return {"rows": {self.by: "number"}}
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | None:
-        return min(self.k, rows["rows"]) if "rows" in rows else None
+    def expected(self, given: Given) -> Expected:
+        return Expected(given.rows(self.rows).at_most(self.k))
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         ids, scores = table["id"].to_pylist(), table[self.by].to_pylist()

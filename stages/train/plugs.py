@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from graftline.stages.expected import turns_of
 from graftline.stages.lm.reference import pristine_base
 from graftline.stages.rows import Columns
 from graftline.stages.specification import Plug
@@ -19,6 +20,8 @@ from graftline.stages.stage import Stage
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+    from graftline.stages.lm.reader import Reader
 
 Row = Mapping[str, Any]
 """A prepared row: column → value, token columns as numpy arrays."""
@@ -219,6 +222,10 @@ class Objective(Plug):
         """Tokens a row takes in a bin."""
         return len(row["input_ids"])
 
+    def tokens(self, row: Mapping[str, Any], reader: Reader) -> float:
+        """For `plan`: the same, of a row that is not prepared yet."""
+        return reader.whole(turns_of(row))
+
     def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
         """One bin: the rows, with their places in the table and the sampler's weights."""
         raise NotImplementedError(f"{type(self).__name__}.collate")
@@ -266,6 +273,9 @@ class Bound:
 
 class Sampler(Plug):
     """Slot: which rows, when?"""
+
+    leaves_out: ClassVar[bool] = False
+    """Whether it may train on fewer rows than it looks at."""
 
     def start(self, n: int, batch_size: int, seed: int, total: int) -> Drawn:
         """The order of `n` rows in batches of `batch_size`, where `total` rows are looked at in all."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from graftline.stages.expected import Expected, Given
 from graftline.stages.lm.reference import pristine_base
 from graftline.stages.shapes import Scorer
 from graftline.stages.stage import Context, Model
@@ -71,8 +72,8 @@ class ReferenceLogprobs(Scorer):
                 found[name].append(value)
         return found
 
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        return 0, 0, 0  # a pass over given tokens is no request to a model
+    def expected(self, given: Given) -> Expected:
+        return Expected(given.rows(self.rows))  # a pass over given tokens is no request to a model
 
 
 class BaseAlone(Adapter):

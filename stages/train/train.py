@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from graftline.stages.errors import HeldOutLeak, InvalidField, WrongKind
+from graftline.stages.expected import Expected, Given, Mark, Usage, product, worst
 from graftline.stages.lineage import TRAINED_ON, refuse_leak, together, trained_on
 from graftline.stages.lm.reference import pristine_base, refuse_endpoint
 from graftline.stages.rows import Columns
@@ -137,6 +138,17 @@ class Train(Stage):
             prepared["pristine"] = start.pristine
         return prepared
 
+    def rows_seen(self, rows: int) -> int:
+        """How many rows it looks at in all, each as often as it does."""
+        return self.steps * min(self.batch_size, rows) if self.steps else max(1, round(self.epochs * rows))
+
+    def expected(self, given: Given) -> Expected:
+        rows, reader = given.rows(self.expand()["prepared"]), given.reader(self.model)
+        seen = None if rows.count is None else self.rows_seen(rows.count)
+        trained = product(seen, rows.mean(lambda row: self.objective.tokens(row, reader)))
+        mark: Mark = "<=" if self.sampler.leaves_out else ""
+        return Expected(usage=Usage(tokens_trained=trained, mark=worst(rows.mark, mark)))
+
     def footprint(self) -> tuple[Resources, ...]:
         if self.workers == 1:
             return (self.resources or Resources(),)
@@ -182,7 +194,7 @@ class Train(Stage):
 
             metrics = work_on_ray(job, rows, held_out, context, out, self.workers, each, self.retries)
         pq.write_table(together([known, rows]), out / TRAINED_ON, compression="zstd")
-        return metrics
+        return {**metrics, "_calls": {"tokens_trained": metrics["tokens"]}}
 
 
 def _name(model: Stage) -> str:

@@ -80,7 +80,7 @@ def work(
     prepared = PreparedRows(rows)
     held = None if held_out is None else PreparedRows(held_out)
     batch_size = min(stage.batch_size, len(prepared))
-    total = stage.steps * batch_size if stage.steps else max(1, round(stage.epochs * len(prepared)))
+    total = stage.rows_seen(len(prepared))
     plan = IndexPlan(stage.sampler.start(len(prepared), batch_size, stage.seed, total), batch_size, total)
     epoch = -(-len(prepared) // batch_size)
     settings = Settings(

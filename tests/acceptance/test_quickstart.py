@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from ..plan_and_record import far_off
+
 FILE = "examples/quickstart.py"
 DRY = ("--set", "model=tiny", "--set", "engine=scripted", "--set", "epochs=0.5")
 STAGES = (
@@ -85,8 +87,11 @@ def test_killed_run_again_and_cached(
 
 @pytest.mark.real
 def test_a_dry_run_and_again(graftline: Callable[..., Any], environment: dict[str, str]) -> None:
+    planned = graftline("plan", FILE, *DRY, "--json")
+    assert planned.code == 0, planned.err
     done = graftline("run", FILE, *DRY)
     assert done.code == 0, done.err
+    assert far_off(json.loads(planned.out), record(environment["GRAFTLINE_STORE"])) == []
     assert done.result["http_ok"] == 1 and len(done.result["adapter_digest"]) == 64
     lines = {line["name"]: line for line in record(environment["GRAFTLINE_STORE"])["stages"]}
     merged = lines["IntoBase"]["metrics"]

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from ..plan_and_record import far_off
+
 
 def drawn(source: Path, target: Path, label: str, *, labels: int, each: int) -> None:
     """Writes so many texts of each of the first labels in the alphabet, drawn by a hash of the text."""
@@ -24,25 +26,37 @@ def drawn(source: Path, target: Path, label: str, *, labels: int, each: int) -> 
                 stream.write(json.dumps({"text": text, "queue": name}) + "\n")
 
 
+def through_the_quickstart(graftline: Callable[..., Any], store: str, *more: str) -> dict[str, Any]:
+    """The RESULT of a run that did about what its plan said."""
+    planned = graftline("plan", "examples/quickstart.py", *more, "--json")
+    done = graftline("run", "examples/quickstart.py", *more, timeout=3000)
+    print(done.out)  # the figures, where pytest is run with -s
+    assert done.code == 0, done.err
+    latest = json.loads((Path(store) / "runs/latest.json").read_text())["id"]
+    record = json.loads((Path(store) / "runs" / latest / "run.json").read_text())
+    assert far_off(json.loads(planned.out), record) == []
+    result: dict[str, Any] = done.result
+    return result
+
+
 @pytest.mark.slow
-def test_snips_intents(graftline: Callable[..., Any], data_dir: Path, tmp_path: Path) -> None:
+def test_snips_intents(
+    graftline: Callable[..., Any], environment: dict[str, str], data_dir: Path, tmp_path: Path
+) -> None:
     """22 requests of each of the 7 intents: 61 or so to train on, 77 to test on."""
     seeds = tmp_path / "snips.jsonl"
     drawn(data_dir / "snips/train.jsonl", seeds, "intent", labels=7, each=22)
-    done = graftline("run", "examples/quickstart.py", "--set", f"seeds={seeds}", timeout=1800)
-    print(done.out)  # the figures, where pytest is run with -s
-    assert done.code == 0, done.err
-    assert done.result["base"] <= 0.1
-    assert done.result["tuned"] >= 0.7 and done.result["merged"] >= 0.7, done.out
+    result = through_the_quickstart(graftline, environment["GRAFTLINE_STORE"], "--set", f"seeds={seeds}")
+    assert result["base"] <= 0.1
+    assert result["tuned"] >= 0.7 and result["merged"] >= 0.7
 
 
 @pytest.mark.slow
-def test_banking77(graftline: Callable[..., Any], data_dir: Path, tmp_path: Path) -> None:
+def test_banking77(graftline: Callable[..., Any], environment: dict[str, str], data_dir: Path, tmp_path: Path) -> None:
     """20 questions of each of 20 of the 77 intents, many of them close to one another: 160 to train on, 200 to test."""
     seeds = tmp_path / "banking77.jsonl"
     drawn(data_dir / "banking77/train.jsonl", seeds, "category", labels=20, each=20)
-    done = graftline("run", "examples/quickstart.py", "--set", f"seeds={seeds}", "--set", "budget=80", timeout=3000)
-    print(done.out)
-    assert done.code == 0, done.err
-    assert done.result["base"] <= 0.1
-    assert done.result["tuned"] >= 0.5 and done.result["merged"] >= 0.5, done.out
+    more = ("--set", f"seeds={seeds}", "--set", "budget=80")
+    result = through_the_quickstart(graftline, environment["GRAFTLINE_STORE"], *more)
+    assert result["base"] <= 0.1
+    assert result["tuned"] >= 0.5 and result["merged"] >= 0.5

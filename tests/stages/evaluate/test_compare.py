@@ -11,6 +11,7 @@ from graftline.stages.errors import HeldOutLeak, InvalidField, MissingColumn, No
 from graftline.stages.evaluate import measured
 from graftline.stages.evaluate.compare import longest_by
 from graftline.stages.evaluate.metric import Metric, Prediction
+from graftline.stages.expected import Given, Volume
 from graftline.stages.rows import schema
 from graftline.stages.specification import Pins
 from graftline.stages.value_graph import fingerprints, from_json, to_json
@@ -166,8 +167,11 @@ def test_what_nobody_can_tell_is_missing_and_no_mistake(made, table_engine):
 def test_a_plan_knows_how_often_it_asks(made, table_engine):
     stage, engine = compare(), table_engine(answers(base=TALKS, tickets=KNOWS), best)
     made(stage, engine)
-    assert stage.calls_expected({"rows": 4})[0] == len(engine.requests) + len(engine.scored) == 16
-    assert stage.calls_expected({}) == (None, None, None)
+    four = Given({stage.rows.key: Volume(4, ({"messages": [{"role": "user", "content": "Which queue?"}]},))})
+    told = stage.expected(four).usage
+    assert told.requests == len(engine.requests) + len(engine.scored) == 16
+    assert told.tokens_in > 0 < told.tokens_scored and told.tokens_trained == 0
+    assert stage.expected(Given()).usage.requests is None
 
 
 def test_adapters_are_compared_with_one_another(rows, artefact, table_engine, one_engine, tmp_path):
