@@ -90,6 +90,7 @@ class EndpointEngine:
         for request in requests:
             self._refuse_adapter(request.adapter)
         found: dict[int, Answer] = {}
+        telling = False
         stop, faults = Stop(), list[tuple[int, GraftlineError]]()
         flying: dict[Future[Answer], int] = {}
         self._calls.add(stop)
@@ -106,13 +107,19 @@ class EndpointEngine:
                         faults.append((flying[each], error))
                         continue
                     if on_answer is not None:
+                        telling = True
                         on_answer(found[flying[each]])
+                        telling = False
         except BaseException as error:
             stop.because(error)
             for each in flying:
                 each.cancel()
             wait(flying)
             self._keep(requests, flying, {} if on_answer is not None else found)
+            if on_answer is not None and not telling:  # what was in flight and got its answer all the same
+                for each, place in flying.items():
+                    if place not in found and not each.cancelled() and each.exception() is None:
+                        on_answer(each.result())
             raise stop.why or error from None
         finally:
             self._calls.discard(stop)

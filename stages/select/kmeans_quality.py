@@ -14,7 +14,7 @@ from graftline.stages.expected import Expected, Given
 from graftline.stages.lm.embedder import Embedder
 from graftline.stages.rows import Columns, derived_seed
 from graftline.stages.score.embedding import COLUMN, embedded
-from graftline.stages.select.ranking import missing, ranked
+from graftline.stages.select.ranking import missing, ranked, refuse_unscored
 from graftline.stages.shapes import Selector, Verdict
 from graftline.stages.specification import Paper
 from graftline.stages.stage import Context, EmbeddingModel, Stage
@@ -68,6 +68,7 @@ class KmeansQuality(Selector):
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         rows = table["id"].to_pylist()
+        refuse_unscored(table[self.by].to_pylist(), self.by, self.name)
         for stage in self.expand().values():
             table = context.opened(stage).rows(["id", self.by, COLUMN])
         table = table.filter(table[COLUMN].is_valid()).sort_by("id")

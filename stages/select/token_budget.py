@@ -10,7 +10,7 @@ from pydantic import Field
 from graftline.stages.errors import RowFault
 from graftline.stages.expected import Expected, Given, turns_of
 from graftline.stages.rows import Columns
-from graftline.stages.select.ranking import missing, ranked
+from graftline.stages.select.ranking import missing, ranked, refuse_unscored
 from graftline.stages.shapes import Selector, Verdict
 from graftline.stages.stage import Context, Model
 
@@ -61,6 +61,7 @@ class TokenBudget(Selector):
         tokenizer = load_tokenizer(context.opened(model).directory("model"))
         ids, scores = table["id"].to_pylist(), table[self.by].to_pylist()
         conversations, left = table["messages"].to_pylist(), self.budget
+        refuse_unscored(scores, self.by, self.name)
         for place in ranked(ids, scores, self.largest):
             try:
                 tokens = len(render_whole(tokenizer, conversations[place] or []))

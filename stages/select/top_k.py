@@ -9,7 +9,7 @@ from pydantic import Field
 
 from graftline.stages.expected import Expected, Given
 from graftline.stages.rows import Columns
-from graftline.stages.select.ranking import missing, ranked
+from graftline.stages.select.ranking import missing, ranked, refuse_unscored
 from graftline.stages.shapes import Selector, Verdict
 from graftline.stages.stage import Context
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class TopK(Selector):
     """Keeps the `k` rows with the largest (or smallest) value of a numeric column.
 
-    Rows without a value (missing or NaN) rank last. Ties go to the smaller id, so the choice does not depend on how
-    rows are partitioned; the test holds that.
+    Rows without a value (missing or NaN) rank last; where no row has one it stops. Ties go to the smaller id, so the
+    choice does not depend on how rows are partitioned; the test holds that.
 
     Args:
         by: the column, int64 or float64.
@@ -44,6 +44,7 @@ class TopK(Selector):
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         ids, scores = table["id"].to_pylist(), table[self.by].to_pylist()
+        refuse_unscored(scores, self.by, self.name)
         for position, place in enumerate(ranked(ids, scores, self.largest)):
             if position < self.k:
                 yield Verdict(ids[place])

@@ -133,6 +133,25 @@ def test_an_outage_stops_and_what_was_answered_is_not_asked_again() -> None:
             assert texts(engine.generate(many(5))) == before
 
 
+def test_what_was_in_flight_at_a_failure_is_told_too() -> None:
+    """The others' answers were paid for: whoever keeps them hears of them before the error."""
+    with FakeOpenAI() as fake, engine_of(fake) as engine:
+        both, chat = threading.Barrier(4, timeout=5), fake._chat
+
+        def broken(handler: Any, body: dict[str, Any], crowded: bool) -> tuple[int, Any]:
+            both.wait()
+            if body["messages"][0]["content"] == "question 0":
+                return 404, {"error": "gone"}
+            time.sleep(0.1)
+            return chat(handler, body, crowded)
+
+        fake._chat = broken  # type: ignore[method-assign]
+        told: list[str] = []
+        with pytest.raises(EndpointRefused):
+            engine.generate(many(4), lambda answer: told.append(answer.id))
+        assert sorted(told) == ["r1", "r2", "r3"]
+
+
 def test_a_short_outage_is_waited_out() -> None:
     with FakeOpenAI(outage=True) as fake, engine_of(fake, Hurried(patience=100_000)) as engine:
         back_after_the_first_refusal(fake)
