@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from graftline.pipelines.work import LOG, Work, plain
 from graftline.stages.artefact import Artefact
 from graftline.stages.errors import BudgetSpent, Stopped
-from graftline.stages.lm.reference import base_of
+from graftline.stages.lm.reference import base_of, pristine_base
 from graftline.stages.rows import derived_seed
 from graftline.stages.stage import Resources, Stage
 
@@ -123,6 +123,7 @@ class WorkerContext:
         return engine
 
     def _open(self, model: Stage, adapters: Mapping[str, Stage]) -> CountedEngine:
+        from graftline.stages.lm.endpoint import Endpoint
         from graftline.stages.lm.llm import Llm
         from graftline.stages.lm.open import open_engine
 
@@ -131,8 +132,9 @@ class WorkerContext:
         if model.kind == "adapter":
             directories[OWN] = self.opened(model).directory("adapter")
         threads = self.resources.threads or 1
-        opened = self.opened(base if model.kind == "adapter" else model)
-        engine = open_engine(cast("Llm", base), opened.directory("model"), directories, threads=threads)
+        opened = self.opened(pristine_base(model))
+        gate = self.work.board.gate(base) if isinstance(base, Endpoint) else None
+        engine = open_engine(cast("Llm", base), opened.directory("model"), directories, threads=threads, gate=gate)
         set_threads(threads)  # torch may have been imported only now
         return CountedEngine(engine, OWN if model.kind == "adapter" else None, self.calls, self._pay)
 

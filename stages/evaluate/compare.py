@@ -16,7 +16,7 @@ from graftline.stages.evaluate.figure import Figure
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
 from graftline.stages.evaluate.requirement import Requirement
 from graftline.stages.evaluate.table import confusion, examples_of, faults, finite, flat, shown
-from graftline.stages.lineage import TRAINED_ON, refuse_leak
+from graftline.stages.lineage import refuse_leak, trained_on
 from graftline.stages.lm.held import NONE, held_of
 from graftline.stages.lm.reference import base_of, refuse_other_bases
 from graftline.stages.rows import derived_seed
@@ -290,14 +290,6 @@ def predict(metric: Metric, asked: Asked, examples: Sequence[Example]) -> list[P
             return [Prediction("", fault="prompt_too_long" if isinstance(error, PromptTooLong) else "not_askable")]
         half = len(examples) // 2
         return predict(metric, asked, examples[:half]) + predict(metric, asked, examples[half:])
-
-
-def trained_on(made: Artefact) -> pa.Table | None:
-    """Ids, parents and groups of the rows an artefact was trained on (None: it says nothing of training)."""
-    import pyarrow.parquet as pq
-
-    found = made.files(TRAINED_ON)
-    return pq.read_table(found[0], filesystem=made.filesystem) if found else None
 
 
 def longest_by(model: Artefact) -> Callable[[Sequence[str]], int]:

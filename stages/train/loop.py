@@ -372,7 +372,9 @@ def evaluate(
 def masters_of(attached: Attached) -> dict[str, Tensor]:
     """Name → fp32 parameter: the model's own where it is fp32, else a copy, which alone adds up small updates."""
     return {
-        name: parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_(True)
+        name: parameter
+        if parameter.dtype == torch.float32
+        else attached.exact.get(name, parameter.detach()).float().clone().requires_grad_(True)
         for name, parameter in attached.parameters.items()
     }
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from graftline.stages.lm.reference import pristine_base
 from graftline.stages.rows import Columns
 from graftline.stages.specification import Plug
 from graftline.stages.stage import Stage
@@ -46,6 +47,9 @@ class Adapter(Plug):
     """Whether the model with the adapter switched off is the pristine base."""
     identity_at_start: ClassVar[bool] = False
     """Whether the model with the adapter, before the first step, computes what the held base alone does."""
+    starts_from: ClassVar[Literal["model", "adapter"]] = "model"
+    """What `Train.model` is: a model, or an adapter to go on from, whose card says how its base is held. The plug then
+    has `go_on`, and neither splits nor attaches."""
 
     def split(self, name: str, weight: Tensor) -> tuple[Tensor, Any]:
         """A linear layer's float weight before the base holds it, as the part to hold and what `attach` gets of it."""
@@ -54,6 +58,11 @@ class Adapter(Plug):
     def attach(self, model: PreTrainedModel, factors: Mapping[str, Any], seed: int) -> Attached:
         """Freeze the model and make its trainable parameters, the same ones for the same seed."""
         raise NotImplementedError(f"{type(self).__name__}.attach")
+
+    def go_on(self, model: PreTrainedModel, begun: Path) -> Attached:
+        """`attach` of a plug that starts from an adapter: its directory, on its base, which is held as its card says.
+        Nothing is drawn."""
+        raise NotImplementedError(f"{type(self).__name__}.go_on")
 
     def valid_on(self, base: Base) -> str:
         """How the pristine base is held that the export belongs on, where training held it as `base` does."""
@@ -77,11 +86,18 @@ class Attached:
     Args:
         model: what the objective calls.
         parameters: name → trainable parameter.
+        exact: name → fp32 value that a parameter starts from, where the model's number format has rounded it.
     """
 
-    def __init__(self, model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        parameters: Mapping[str, nn.Parameter],
+        exact: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.model = model
         self.parameters = dict(sorted(parameters.items()))
+        self.exact = dict(exact or {})
 
     def extra_loss(self) -> Tensor | None:
         """A term added to the mean loss, after each forward pass."""
@@ -165,7 +181,7 @@ class Start:
     """Where training starts: all that an objective's hidden row stages may depend on.
 
     Args:
-        model: the base.
+        model: the base, or the adapter that training goes on from.
         base: how it is held.
         adapter: what is trainable; `seed`: of its start.
         max_length: tokens a row may have.
@@ -178,6 +194,11 @@ class Start:
     seed: int
     max_length: int
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @property
+    def pristine(self) -> Stage:
+        """The model without any adapter: whose tokenizer reads the rows."""
+        return pristine_base(self.model)
 
 
 class Objective(Plug):

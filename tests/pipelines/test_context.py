@@ -93,7 +93,7 @@ def engines(monkeypatch):
     FakeEngine.opened = []
     monkeypatch.setattr(
         "graftline.stages.lm.open.open_engine",
-        lambda llm, directory, adapters, threads=None: FakeEngine(llm, directory, adapters, threads),
+        lambda llm, directory, adapters, threads=None, gate=None: FakeEngine(llm, directory, adapters, threads),
     )
     return FakeEngine.opened
 

@@ -67,9 +67,9 @@ class Dpo(Objective):
             )
 
     def prepare(self, rows: Stage, start: Start) -> Stage:
-        pairs = TokenisedPairs(rows=rows, model=start.model, max_length=start.max_length)
+        pairs = TokenisedPairs(rows=rows, model=start.pristine, max_length=start.max_length)
         if self.reference == "base":
-            return ReferenceLogprobs(rows=pairs, model=start.model, base=Float(), dtype=start.dtype)
+            return ReferenceLogprobs(rows=pairs, model=start.pristine, base=Float(), dtype=start.dtype)
         if start.adapter.identity_at_start:  # neither rank nor seed matters, so that a sweep over them shares one
             return ReferenceLogprobs(rows=pairs, model=start.model, base=start.base, dtype=start.dtype)
         return ReferenceLogprobs(

@@ -182,7 +182,7 @@ def opened() -> Callable[..., Artefact]:
     return _opened
 
 
-def _opened(folder: Path, kind: str = "model", rows: pa.Table | None = None) -> Artefact:
+def _opened(folder: Path, kind: str = "model", rows: pa.Table | None = None, digest: str = "0" * 64) -> Artefact:
     import pyarrow.fs
     import pyarrow.parquet as pq
 
@@ -190,7 +190,7 @@ def _opened(folder: Path, kind: str = "model", rows: pa.Table | None = None) -> 
         (folder / "rows").mkdir(parents=True)
         pq.write_table(rows, folder / "rows" / "part.parquet")
     files = {path.relative_to(folder).as_posix(): {} for path in folder.rglob("*") if path.is_file()}
-    manifest = {"kind": kind, "files": files, "metrics": {}, "digest": "0" * 64, "fingerprint": "0" * 64}
+    manifest = {"kind": kind, "files": files, "metrics": {}, "digest": digest, "fingerprint": "0" * 64}
     return Artefact(manifest, pyarrow.fs.LocalFileSystem(), str(folder))
 
 
