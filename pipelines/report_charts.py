@@ -10,6 +10,9 @@ from markupsafe import Markup, escape
 
 from graftline.pipelines.words import number, shortened
 
+LETTER = 6.2
+"""Pixels that a letter of a tick takes, about."""
+
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers that cover a range: steps of 1, 2 or 5 times a power of ten."""
@@ -121,7 +124,7 @@ def curves(series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]], lab
     upward = log_ticks(low, high) if spread else ticks(low, high, 4)
     across = [mark for mark in ticks(min(xs), max(xs), 6) if min(xs) <= mark <= max(xs)]
     reach = (min(low, upward[0]), max(high, upward[-1]))
-    plot = _Axes((min(xs), max(xs)), reach, 520, 230, False, spread)
+    plot = _Axes((min(xs), max(xs)), reach, 340, 210, False, spread)
     parts: list[str] = [plot.frame(across, upward, label)]
     for kind, title, points in kept:
         if not points:
@@ -134,7 +137,7 @@ def curves(series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]], lab
     return Markup("".join([*parts, "</svg>"]))
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], label: str = "step") -> Markup:
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], label: str = "step", width: int = 520) -> Markup:
     """Series of (x, y) as lines with axes; values that are not finite are left out."""
     kept = {
         name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in series.items()
@@ -150,7 +153,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], label: str = "ste
         low = 0.0
     marks = ticks(low, high, 4)
     across = [mark for mark in ticks(min(xs), max(xs), 6) if min(xs) <= mark <= max(xs)]
-    plot = _Axes((min(xs), max(xs)), (marks[0], marks[-1]), 520, 230)
+    plot = _Axes((min(xs), max(xs)), (marks[0], marks[-1]), width, 230 if width > 400 else 190)
     parts: list[str] = [plot.frame(across, marks, label)]
     for index, points in enumerate(kept.values()):
         if len(points) == 1 or len(points) <= 12:
@@ -264,8 +267,13 @@ class _Axes:
             at = self.y(mark)
             parts.append(f'<line class="grid" x1="48" y1="{at:.1f}" x2="{self.width - 12}" y2="{at:.1f}"/>')
             parts.append(f'<text class="tick end" x="42" y="{at + 4:.1f}">{number(_clean(mark))}</text>')
+        taken = 0.0
         for mark in across:
             at, text = self.x(mark), (texts or {}).get(mark, number(_clean(mark)))
+            half = len(text) * LETTER / 2
+            if at - half < taken:  # it would run into the one before
+                continue
+            taken = at + half + LETTER
             parts.append(f'<text class="tick" x="{at:.1f}" y="{self.height - 18}">{escape(text)}</text>')
         parts.append(
             f'<text class="label" x="{(self.width + 36) / 2:.0f}" y="{self.height - 3}">{escape(label)}</text>'

@@ -13,6 +13,8 @@ from graftline.stages.errors import StoreFailed
 if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact
 
+WIDE, NARROW = 520, 340
+"""Pixels of the first chart of a stage, which is seen at once, and of the others."""
 FIGURES_OF_MERGES = ("loss", "kl", "logits_off")
 """Measured of each way to fold an adapter into its base: `kl_exact`, `kl_original`."""
 
@@ -43,8 +45,12 @@ def curves(
         for name, points in sorted(series.items(), key=_losses_first):
             groups.setdefault("loss" if "loss" in name else name, {})[name] = sorted(points.items())
         charts = [
-            {"title": spaced(title), "names": [spaced(name) for name in group], "svg": report_charts.lines(group)}
-            for title, group in sorted(groups.items(), key=_losses_first)
+            {
+                "title": spaced(title),
+                "names": [spaced(name) for name in group],
+                "svg": report_charts.lines(group, width=NARROW if place else WIDE),
+            }
+            for place, (title, group) in enumerate(sorted(groups.items(), key=_losses_first))
         ]
         if charts := [chart for chart in charts if chart["svg"]]:
             best = (stage.get("metrics") or {}).get("best") if "trials" in (stage.get("metrics") or {}) else None

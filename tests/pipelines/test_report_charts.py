@@ -121,3 +121,11 @@ def test_the_best_curve_is_in_front_and_each_has_its_end():
 def test_bars_say_how_many_were_kept():
     svg = histogram([1, 1, 2, 2, 2], [2])
     assert "0.5 to 1.5: 2<" in svg and "1.5 to 2.5: 1 kept<" in svg
+
+
+def test_ticks_do_not_run_into_one_another():
+    svg = scatter([Point(place * 1e-5, 1.0, "full", "") for place in range(1, 60)], "lr", log=True)
+    found = re.findall(r'class="tick" x="([\d.]+)"[^>]*>([^<]+)<', svg)
+    assert len(found) >= 2
+    for (left, one), (right, other) in itertools.pairwise(found):
+        assert float(right) - float(left) > 3 * (len(one) + len(other))
