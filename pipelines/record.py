@@ -70,6 +70,7 @@ class Record:
             "results": {},
         }
         self.add(plan.graph)
+        self.planned(plan)
         self.run["results"] = dict(plan.roots)
         table = to_json(plan.graph.roots)
         store.write_json(
@@ -106,6 +107,13 @@ class Record:
                 }
                 self._lines[stage.key] = line
                 self.run["stages"].append(line)
+
+    def planned(self, plan: Plan) -> None:
+        """Keeps what a plan expects of the stages that will run, to be held against what then happens."""
+        with self._lock:
+            for step in plan.steps:
+                if step.status != "cached" and not isinstance(step.stage, View):
+                    self._lines[step.key].setdefault("planned", {"rows": step.rows, **step.calls.to_dict()})
 
     def line(self, key: str) -> dict[str, Any]:
         return self._lines[key]

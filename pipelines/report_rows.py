@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +70,8 @@ def histograms(made: Sequence[tuple[Mapping[str, Any], Artefact]]) -> list[dict[
         if svg := report_charts.histogram(everything, front):
             found.append(
                 {"column": column, "stage": stage["name"], "svg": svg, "count": len(everything),
+                 "missing": artefact.count - len(everything) if artefact.count <= MOST_VALUES else 0,
+                 "median": _median(everything), "chosen_median": _median(front),
                  "chosen": chosen_stage["name"] if front else "", "chosen_count": len(front)}
             )  # fmt: skip
     return found
@@ -76,6 +80,11 @@ def histograms(made: Sequence[tuple[Mapping[str, Any], Artefact]]) -> list[dict[
 def _values(artefact: Artefact, column: str) -> list[float]:
     values = artefact.dataset().head(MOST_VALUES, columns=[column])[column].to_pylist()
     return [float(value) for value in values if value is not None]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.median(finite) if finite else None
 
 
 def generated(stage: Mapping[str, Any], artefact: Artefact) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Compare(Stage):
     """
 
     method = "evaluate.compare"
+    version = 2  # the report has pairs of columns
     origin = "a side-by-side table; no paper"
     makes = "report"
     whole_node = True
