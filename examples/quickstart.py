@@ -54,6 +54,7 @@ def pipeline(
     tickets = read.Jsonl(path=seeds, prompt="{text}", answer="{queue}", system=SYSTEM)
     split = select.Split(rows=tickets, shares=(0.4, 0.1, 0.5), stratify="answer", seed=seed)
 
+    one = Resources(cpus=1)  # on two cores, two stages side by side take less time than one after the other
     seeds_only = train.Train(
         model=student,
         rows=split.train,
@@ -62,9 +63,11 @@ def pipeline(
         adapter=train.Pissa(rank=8),
         epochs=epochs,
         seed=seed,
-        resources=Resources(cpus=1),  # two trainings side by side take less time than one after the other on two cores
+        resources=one,
     )
-    drafts = generate.SelfInstruct(seeds=split.train, teacher=student, count=2 * budget, max_new_tokens=40, seed=seed)
+    drafts = generate.SelfInstruct(
+        seeds=split.train, teacher=student, count=2 * budget, max_new_tokens=40, seed=seed, resources=one
+    )
     scored = score.Difficulty(rows=drafts, model=seeds_only)
     distinct = select.NearDuplicates(rows=scored, by="ifd", largest=False, shingle=2)
     chosen = select.KmeansQuality(
