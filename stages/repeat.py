@@ -147,7 +147,8 @@ class Repeat(Stage):
         foreseen = list(self.foreseen().values())
         mark: Mark = "<=" if self.until else ""
         rows = given.rows(foreseen[-1])
-        made = replaced(rows, mark=worst(rows.mark, mark)) if self.kind == "rows" else None
+        last = replaced(rows, mark=worst(rows.mark, "~")) if self.until else rows
+        made = last if self.kind == "rows" else None
         return Expected(made, times=self.at_most / len(foreseen), times_mark=mark)
 
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:

@@ -332,3 +332,9 @@ def test_planning_imports_neither_ray_nor_torch_and_is_quick(tmp_path):
     count, rest = done.stdout.splitlines()
     assert count == "4" and rest.startswith("[] ")
     assert float(rest.split()[1]) < 2
+    example = str(ROOT / "examples" / "quickstart.py")  # whose rows are sampled, and their tokens counted
+    done = subprocess.run(
+        [sys.executable, "-c", code, example], env=os.environ, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].startswith("[] ")
