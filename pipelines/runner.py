@@ -264,7 +264,7 @@ class Runner:
                 )
             else:
                 artefact, failure = workers.perform(work, needs)
-        except Exception as error:
+        except BaseException as error:  # also a stage that calls sys.exit(): nobody else would see this thread end
             failure = Failure.of(error, stage.name)
         with self.changed:
             assert self._capacity is not None

@@ -106,6 +106,11 @@ class Attached:
         """A term added to the mean loss, after each forward pass."""
         return None
 
+    def trains(self, step: int, epoch: int) -> Collection[str] | None:
+        """Names of the parameters that train at this step (None: always all), the same whoever asks, and whenever; the
+        others get no gradient, and the optimizer forgets them. `epoch`: steps of a pass over the rows."""
+        return None
+
     def after_backward(self, step: int, masters: Mapping[str, Tensor]) -> None:
         """The gradients of the whole batch stand in the fp32 masters' `.grad`."""
 
@@ -259,6 +264,10 @@ class Bound:
         """Move the parameters; `loss` is the batch's mean loss as they now stand, with the step's own randomness.
         Answers with numbers worth logging, such as `lr` and `grad_norm`."""
         raise NotImplementedError(f"{type(self).__name__}.step")
+
+    def forget(self, names: Collection[str]) -> None:
+        """Drop what is kept of these parameters, which stop training: it would be stale when they train again."""
+        raise NotImplementedError(f"{type(self).__name__}.forget")
 
     def state(self) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__}.state")

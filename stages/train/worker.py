@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from graftline.stages.lm.held import held_of
 from graftline.stages.train.build import build
+from graftline.stages.train.checkpoint import Outcome
 from graftline.stages.train.export import adapter_digest, write_card
-from graftline.stages.train.loop import Outcome, Settings, evaluate, train
+from graftline.stages.train.loop import Settings, evaluate, train
 from graftline.stages.train.prepared import PreparedRows
 from graftline.stages.train.reporting import writing
 from graftline.stages.train.source import IndexPlan
@@ -88,6 +89,7 @@ def work(
         seed=stage.seed,
         bin_tokens=stage.bin_tokens,
         eval_every=epoch if stage.eval_every is None else stage.eval_every,
+        epoch=epoch,
         checkpoint_every=stage.checkpoint_every,
         device=job.device,
     )

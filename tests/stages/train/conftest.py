@@ -65,6 +65,12 @@ def llama() -> Callable[[], Any]:
 
 
 @pytest.fixture
+def repacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every processor is one on which bitsandbytes repacks 4-bit weights at an evaluation."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+
+
+@pytest.fixture
 def rows() -> Callable[..., PreparedRows]:
     """Makes prepared rows of these lengths, the last third of each trained."""
 
