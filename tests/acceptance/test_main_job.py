@@ -50,8 +50,10 @@ def test_a_dry_run_and_again(graftline: Callable[..., Any], environment: dict[st
 
 
 @pytest.mark.slow
-def test_the_real_model_learns_the_queues(graftline: Callable[..., Any]) -> None:
+def test_the_real_model_learns_the_queues(graftline: Callable[..., Any], environment: dict[str, str]) -> None:
+    planned = graftline("plan", FILE, "--json")
     done = graftline("run", FILE, timeout=1800)
     print(done.out)  # the figures, where pytest is run with -s
     assert done.code == 0, done.err
+    assert far_off(json.loads(planned.out), record(environment["GRAFTLINE_STORE"])) == []
     assert done.result["base"] <= 0.1 and done.result["tuned"] >= 0.7 and done.result["http_ok"] == 1
