@@ -93,6 +93,9 @@ def test_a_dry_run_and_again(graftline: Callable[..., Any], environment: dict[st
     assert done.code == 0, done.err
     assert far_off(json.loads(planned.out), record(environment["GRAFTLINE_STORE"])) == []
     assert done.result["http_ok"] == 1 and len(done.result["adapter_digest"]) == 64
+    (transcript,) = Path(environment["GRAFTLINE_STORE"]).glob("artefacts/Service-*/*/transcript.json")
+    answered = [(said["model"], said["status"]) for said in json.loads(transcript.read_text())]
+    assert sorted(answered) == [("auto", 200), ("base", 200), ("merged", 200), ("tickets", 200)]
     lines = {line["name"]: line for line in record(environment["GRAFTLINE_STORE"])["stages"]}
     merged = lines["IntoBase"]["metrics"]
     assert merged["kl_exact"] < 1e-6 < merged["kl_original"], "what was trained is folded into what it was trained on"
