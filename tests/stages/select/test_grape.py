@@ -121,9 +121,7 @@ def taught(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_style_of_the_model_is_picked(
-    chosen: Any, taught: Any, given_rows: Any, table: Any, style: str
-) -> None:
+def test_the_style_of_the_model_is_picked(chosen: Any, taught: Any, given_rows: Any, table: Any, style: str) -> None:
     """A model that learned one of two styles finds it likelier, on questions it never saw, whichever it was."""
     rows = []
     for number in range(20):
