@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from graftline.kernels import nf4
+from graftline.kernels import lora_linear, nf4
 
 
 class Absent:
@@ -69,6 +69,8 @@ def launches(dtype: torch.dtype) -> None:
         nf4.nf4_linear_triton(x, whole, None, None, None, 1.0)
         nf4.nf4_linear_backward_triton(gradient, whole, low, a)
         nf4.nf4_linear_backward_triton(gradient, whole, None, None)
+    lora_linear.add_low_rank_triton(gradient, x, a, b, 0.5)
+    lora_linear.add_low_rank_triton(x, gradient, b.t(), a.t(), 0.5)
 
 
 def compiled() -> Iterator[str]:
