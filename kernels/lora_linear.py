@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from graftline.kernels.nf4 import Nf4, nf4_linear, nf4_linear_backward
-from graftline.kernels.twin import blocks, compiled, jit, precision, tile, tl
+from graftline.kernels.twin import blocks, compiled, jit, precision, ranks_tile, tile, tl
 
 Weight = Callable[[], Tensor] | Nf4
 """W [out, in]: quantised, or what gives it in the dtype of x: the layer's own, or dequantised on the spot."""
@@ -186,7 +186,7 @@ def add_low_rank_triton(output: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: 
     _add_low_rank[(blocks(rows, size), blocks(out, columns))](
         *(output, x, a, b, low, scale, rows, out, into, rank),
         *(*output.stride(), *x.stride(), *a.stride(), *b.stride()),
-        RANKS=tile(rank), ROWS=size, COLUMNS=columns, DEPTH=64, PRECISION=precision(x),
+        RANKS=ranks_tile(rank), ROWS=size, COLUMNS=columns, DEPTH=64, PRECISION=precision(x),
     )  # fmt: skip
     return low
 

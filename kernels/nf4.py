@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graftline.kernels.twin import blocks, compiled, jit, precision, tile, tl
+from graftline.kernels.twin import blocks, compiled, jit, precision, ranks_tile, tile, tl
 
 BLOCK, COARSE = 64, 256
 """Weights to a block, and blocks to a block of blocks."""
@@ -291,7 +291,7 @@ def _low_rank(x: Tensor, low: Tensor | None, factor: Tensor | None, ranks: int) 
 
 
 def _ranks(low: Tensor | None) -> int:
-    return 0 if low is None else tile(low.shape[1])
+    return 0 if low is None else ranks_tile(low.shape[1])
 
 
 @jit

@@ -53,6 +53,11 @@ def tile(length: int, least: int = 16, most: int = 128) -> int:
     return min(max(1 << max(length - 1, 0).bit_length(), least), most)
 
 
+def ranks_tile(ranks: int) -> int:
+    """The tile that takes all ranks of an adapter."""
+    return tile(ranks, most=1 << 20)
+
+
 def precision(x: torch.Tensor) -> str:
     """How `tl.dot` multiplies fp32: as torch has been told to."""
     return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"

@@ -24,7 +24,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from graftline.kernels import lora_linear, nf4
+from graftline.kernels import grouped_lora, lora_linear, nf4
+from graftline.kernels.grouped_lora import Factors, mixture, segment
 
 
 class Absent:
@@ -71,6 +72,14 @@ def launches(dtype: torch.dtype) -> None:
         nf4.nf4_linear_backward_triton(gradient, whole, None, None)
     lora_linear.add_low_rank_triton(gradient, x, a, b, 0.5)
     lora_linear.add_low_rank_triton(x, gradient, b.t(), a.t(), 0.5)
+    own = [Factors(a, b, 2.0), Factors(a[:4], b[:, :4].contiguous(), 1.0)]
+    choices = torch.tensor([[0, 1]])
+    for tokens in (40, 200):  # of so many, the sum over the inputs is not split
+        wide, narrow = torch.zeros(tokens, 128, dtype=dtype), torch.zeros(tokens, 96, dtype=dtype)
+        for used in (segment([0, 1] * (tokens // 2)), mixture(choices.expand(tokens, 2), torch.ones(tokens, 2))):
+            for forward, given, output in ((True, wide, narrow), (False, narrow, wide)):
+                lows = grouped_lora.shrink_triton(given, used, own, forward)
+                grouped_lora.expand_triton(output, lows, used, own, forward)
 
 
 def compiled() -> Iterator[str]:
