@@ -4,7 +4,7 @@ with adapters of their own train in one batch.
 
 The reference groups tokens by adapter once a step (`segment`, `mixture`), and every layer does two small products a
 group; ranks and scales may differ, and the base's tokens cost nothing. The twin does them in two launches, whatever the
-number of adapters: one from the inputs to the ranks, one from the ranks to the outputs, with the factors found through a
+number of adapters: from the inputs to the ranks, and from the ranks to the outputs; the factors are found through a
 table of their addresses. What flows back takes the same two, with A and B changed over.
 """
 
