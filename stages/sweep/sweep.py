@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr
 
 from graftline.stages.errors import InvalidField, WrongKind
 from graftline.stages.evaluate.figure import Figure
+from graftline.stages.expected import Expected, Given
 from graftline.stages.lm.llm import Llm
 from graftline.stages.lm.reference import base_of
 from graftline.stages.read.jsonl import Jsonl
@@ -210,6 +211,13 @@ class Sweep(Stage):
         if not points:  # of Optuna's trials, one: it must fit the cluster like all the others
             points = [tuple(field.domain.ends()[0] for field in self._fields)]
         return {f"trial {place}": self.trial(point).measured for place, point in enumerate(points)}
+
+    def expected(self, given: Given) -> Expected:
+        """All trials; a scheduler ends some of them early, and Optuna may draw a point twice."""
+        known = len(self.points())
+        looked_at = min(known, MOST_FORESEEN) or 1
+        early = self.scheduler is not None or not known
+        return Expected(times=(known or self.trials or 1) / looked_at, times_mark="<=" if early else "")
 
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         from graftline.stages.sweep.outcome import keep, pick

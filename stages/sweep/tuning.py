@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graftline.stages.errors import CannotPlace, Stopped
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 POINT = "point"
 """The configuration's entry with the place of a point that is known before."""
-LOG = "log.jsonl"
 WAIT = 0.5
 
 
@@ -186,19 +186,19 @@ class Conversation:
         if self.sweep.scheduler is None:
             return one(self.sweep, trial, self.context.run)
         metric = self.sweep.metric_name
-        seen = [math.nan]
+        seen: list[tuple[int, float]] = []
 
         def goes_on(step: int, value: float) -> bool:
-            seen.append(value)
+            seen.append((step, value))
             worst = math.inf if self.sweep.mode == "min" else -math.inf
             told = {metric: value if math.isfinite(value) else worst, "step": step}  # Tune lets a NaN go on
             return bool(ray.get(self.desk.tell.remote(trial_id, told, False)))
 
         try:
             outcome = one(self.sweep, trial, lambda stage: self.context.watch(stage, metric, goes_on))
-            if len(seen) == 1 and outcome.artefact is not None:  # it was in the store: the others are compared to it
-                logged = outcome.artefact.lines(LOG)
-                all(goes_on(line["step"], line[metric]) for line in logged if line.get(metric) is not None)
-            return outcome
+            if not seen:  # it was in the store: the others are compared to it
+                all(goes_on(step, value) for step, value in outcome.curve)
+            return outcome if outcome.curve else replace(outcome, curve=tuple(seen))
         except Stopped as error:
-            return Outcome(trial.values, "stopped", seen[-1] if math.isfinite(seen[-1]) else None, why=error.what)
+            last = seen[-1][1] if seen and math.isfinite(seen[-1][1]) else None
+            return Outcome(trial.values, "stopped", last, why=error.what, curve=tuple(seen))

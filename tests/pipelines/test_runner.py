@@ -8,7 +8,7 @@ import pytest
 from graftline.pipelines import run, runner
 from graftline.pipelines.placing import Node
 from graftline.stages import Made, Resources, Rows, Scorer, Source, Stage
-from graftline.stages.errors import CannotPlace, RunError, Stopped
+from graftline.stages.errors import CannotPlace, GraftlineError, RunError, Stopped
 
 MADE: Counter[str] = Counter()
 
@@ -208,3 +208,15 @@ def test_stages_wait_for_room(go, monkeypatch):
 
     go({"a": Numbers(), "b": Other()})
     assert most == [1, 1]
+
+
+class Leaves(Source):
+    def make_rows(self, context):
+        yield Made({"answer": "0"})
+        raise SystemExit(3)
+
+
+def test_a_stage_that_leaves_the_process_ends_the_run(tmp_path):
+    """In a thread of this process nobody else would see it: the run would wait for ever."""
+    with pytest.raises(GraftlineError, match="SystemExit"):
+        run(Leaves(), str(tmp_path / "store"), base=tmp_path, name="p", address="here")

@@ -10,15 +10,8 @@ import torch
 from graftline.stages.errors import RunError, StoreFailed
 from graftline.stages.train import AdamW, Lora, LossFilter, Sft, Shuffled
 from graftline.stages.train.collectives import Alone
-from graftline.stages.train.loop import (
-    average_gradients,
-    collate,
-    collect_gradients,
-    evaluate,
-    masters_of,
-    seeded,
-    train,
-)
+from graftline.stages.train.loop import collate, evaluate, seeded, train
+from graftline.stages.train.masters import average_gradients, collect_gradients, masters_of
 from graftline.stages.train.plugs import Attached, Bound, Drawn, LossContext, Optimizer
 from graftline.stages.train.source import IndexPlan
 
