@@ -120,6 +120,7 @@ def test_the_peer_it_guards_against_loses_the_gradient():
     assert right.abs().max() > 0.1 and given.grad is None
 
 
+@pytest.mark.real
 def test_importing_it_says_nothing():
     import subprocess
     import sys
