@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def build(directory: Path, dtype: str, base: Base, adapter: Adapter, seed: int, device: str) -> Attached:
     """Load the base, let the adapter take its part of each linear layer, the base hold the rest, and attach."""
+    from graftline.stages.lm.faster import faster
     from graftline.stages.lm.held import compute_in
     from graftline.stages.lm.load import load_model
 
@@ -22,6 +23,7 @@ def build(directory: Path, dtype: str, base: Base, adapter: Adapter, seed: int, 
     factors = hold(model, base, adapter)
     if base.held != "none":
         compute_in(model, dtype)
+    faster(model)
     attached = adapter.attach(model, factors, derived_seed(seed, "adapter"))
     attached.model.to(device)
     return attached
