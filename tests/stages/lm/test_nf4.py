@@ -64,6 +64,24 @@ def test_the_gradient_flows_through_the_dequantised_weight(weight, x, dtype):
     torch.testing.assert_close(given.grad, expected, atol=1e-5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(16, 80), (6, 48), (4, 16), (5, 6)], ids=str)
+def test_rows_that_are_no_multiple_of_a_block(shape):
+    """bitsandbytes 0.50 takes other blocks' largest values for some, on processors with AVX-512."""
+    wide = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.arange(1, shape[0] + 1)[:, None]
+    for double in (True, False):
+        layer = quantised(wide, double=double)
+        assert (layer(torch.eye(shape[1])).T - dequantised(layer)).abs().max() < 1e-6
+        assert (dequantised(layer) - wide).norm() < 0.12 * wide.norm()
+
+
+def test_no_dequantised_weight_is_kept_for_the_way_back(weight, x):
+    layer = quantised(weight, double=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each.shape) or each, lambda each: each):
+        layer(x.clone().requires_grad_())
+    assert kept == []
+
+
 def test_an_evaluation_repacks_nothing(weight, x, monkeypatch):
     """bitsandbytes 0.50 repacks the weight in the first evaluation on processors with bf16 instructions, for a product
     without a gradient. Here every processor has them."""
