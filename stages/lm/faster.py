@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 def faster(model: PreTrainedModel) -> None:
     """Have a model compute by our kernels where it is of a kind they fit; it stays as it is elsewhere."""
+    from graftline.stages.lm.faster_modules import use_faster_modules
     from graftline.stages.lm.packed_attention import use_packed_attention
 
     use_packed_attention(model)
+    use_faster_modules(model)
