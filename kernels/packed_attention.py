@@ -7,12 +7,12 @@ SmolLM2-135M on one thread, ms of processor time [measured]:
 
                               bf16 with AMX                    fp32
     tokens                    here  sdpa masked  one by one    here  sdpa one by one
-    8 × 44                     1.9          9.2        15.2     2.3              6.8
-    8 × 30 … 60                2.8         11.7        15.2     3.3
-    60, 64, 70 … 140, 200      9.1         43.6        30.2    15.8
-    25, 40, 61 … 310, 390     30.0                     92.6    51.1             68.6
-    1 × 512                    8.8         17.1        15.8
-    1 × 1024                  37.4                     40.9
+    8 × 44                     1.7          9.2        15.2     1.8              6.8
+    8 × 30 … 60                1.9         11.7        15.2     2.8
+    60, 64, 70 … 140, 200      7.1         43.6        30.2    12.6
+    25, 40, 61 … 310, 390     25.2                     92.6    46.0             68.6
+    1 × 512                    7.1         17.1        15.8    16.3
+    1 × 1024                  34.9                     40.9
 
 There is no Triton twin: on a GPU attention is left to torch.
 """
@@ -36,6 +36,9 @@ LONGEST_FORWARD = 64
 BLOCK = 256
 """Queries of a longer sequence are cut into blocks of so many, which are not multiplied with the keys after them: 8.8
 ms instead of 11.9 for 1 × 512. With smaller ones 60 … 200 takes 9.8 ms instead of 9.1 [measured]."""
+WIDTH = 16
+"""Keys are padded to a multiple of this, because a softmax is slow at the end of an odd row: 1.9 ms instead of 2.4 for
+8 × 30 … 60 [measured]."""
 GROUP, TOKEN = 13000, 24
 """What one more batch costs, and one more padded token, in units of one score of every head: about 0.8 ms, 1.5 µs and
 0.06 µs [measured]."""
@@ -81,7 +84,7 @@ def short_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence
 
 @dataclass(frozen=True)
 class _Block:
-    """Query places `start` to `end` of a group's sequences; they see keys 0 to `end`.
+    """Some places of a group's queries; they see keys 0 to `end`.
 
     Args:
         queries: which row of [tokens × heads, size] stands where in [batch, query heads a key head × places, size].
@@ -100,15 +103,14 @@ class _Group:
     """Sequences that are padded to one length.
 
     Args:
-        batch: sequences × key heads; `length`: what they are padded to.
+        batch: sequences × key heads.
         blocks: of queries, one after another.
-        keys: which row of [tokens × key heads, size] stands where in [batch, length, size].
+        keys: which row of [tokens × key heads, size] stands where in [batch, places, size].
         own: rows of [tokens × heads, size] which the group's queries are, and `back`: their places among all blocks'.
         key_own, key_back: the same of the keys.
     """
 
     batch: int
-    length: int
     blocks: tuple[_Block, ...]
     keys: Tensor
     own: Tensor
@@ -228,12 +230,13 @@ def _group(
 ) -> _Group:
     """One group of sequences, each a start and a length."""
     longest = max(length for _, length in spans)
+    width = -(-longest // WIDTH) * WIDTH
     start, length = torch.tensor(spans).T[..., None]  # [sequences, 1] each
-    place = torch.arange(longest)[None]
-    inside = place < length  # [sequences, longest]
+    place = torch.arange(width)[None]
+    inside = place < length  # [sequences, width]
     token = start + torch.minimum(place, length - 1)
 
-    def rows(count: int, first: int = 0, last: int = longest) -> tuple[Tensor, Tensor]:
+    def rows(count: int, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Which row stands where, and whether it is a token."""
         head = torch.arange(count)[None, :, None]
         row = token[:, None, first:last] * count + head
@@ -247,10 +250,11 @@ def _group(
     for first, last in _cuts(longest):
         row, real = rows(heads, first, last)
         placed.append((row, real))
-        seen = torch.ones(longest, last, dtype=torch.bool).tril()[first:last].repeat(heads // key_heads, 1)
+        end = width if last == longest else last
+        seen = torch.ones(longest, end, dtype=torch.bool).tril()[first:last].repeat(heads // key_heads, 1)
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)[None]
         padding = None if bool(real.all()) else (~real).nonzero().view(-1).to(device)
-        blocks.append(_Block(last, row.to(device), padding, mask.to(device)))
-    keys = rows(key_heads)
+        blocks.append(_Block(end, row.to(device), padding, mask.to(device)))
+    keys = rows(key_heads, 0, width)
     back = way_back(*(torch.cat(each) for each in zip(*placed, strict=True)))
-    return _Group(len(spans) * key_heads, longest, tuple(blocks), keys[0].to(device), *back, *way_back(*keys))
+    return _Group(len(spans) * key_heads, tuple(blocks), keys[0].to(device), *back, *way_back(*keys))
