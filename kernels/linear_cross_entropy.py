@@ -23,7 +23,7 @@ from graftline.kernels.twin import compiled, jit, tl
 
 Entropy = Literal["no", "value", "trained"]
 """Whether the entropy is computed, and whether it has a gradient, which takes one more product a chunk."""
-BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
 """Of a chunk's logits. On a CPU 256 rows take 148 ms in chunks of 32, 94 of 64, 76 of 128 and 74 at once [measured]; on
 a GPU it is not measured yet."""
 CACHE = 1 << 20

@@ -190,7 +190,7 @@ def _added(whole: Tensor, block: _Block, left: Tensor, right: Tensor, blocks: in
     return whole
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4)  # all layers of a pass ask for the same
 def _groups(
     lengths: tuple[int, ...], heads: int, key_heads: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[_Group, ...]:

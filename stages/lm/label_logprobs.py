@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -9,7 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def label_logprobs(model: nn.Module, input_ids: Tensor, position_ids: Tensor, places: Tensor, labels: Tensor) -> Tensor:
+def label_logprobs(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    places: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
     """The log-probability of each label [labels], fp32, in packed rows of tokens.
 
     Restarted positions, no mask and no cache: only so does transformers keep packed rows apart.
@@ -17,16 +25,20 @@ def label_logprobs(model: nn.Module, input_ids: Tensor, position_ids: Tensor, pl
     Args:
         input_ids: [1, tokens]; `position_ids` likewise, restarted at each row.
         places: [labels], where each is predicted.
+        mask: [1, 1, tokens, tokens], where the positions do not say who sees whom.
     """
     from torch.nn.functional import cross_entropy
 
     from graftline.kernels.linear_cross_entropy import linear_cross_entropy
 
     given: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+    if mask is not None:
+        given["attention_mask"] = mask
     weight = head_weight(model)
     if weight is None:
-        logits = model(**given, logits_to_keep=places).logits[0]
-        return -cross_entropy(logits.float(), labels, reduction="none")
+        slices = "logits_to_keep" in inspect.signature(model.forward).parameters
+        logits = model(**given, **({"logits_to_keep": places} if slices else {})).logits[0]
+        return -cross_entropy((logits if slices else logits[places]).float(), labels, reduction="none")
     body: Any = model
     hidden = body.base_model(**given).last_hidden_state[0, places]
     return linear_cross_entropy(hidden, weight, labels)[0]
