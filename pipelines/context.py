@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import sys
@@ -84,6 +85,7 @@ class WorkerContext:
         self._scratch: Scratch | None = None
         self._engines: dict[tuple[str, tuple[tuple[str, str], ...]], CountedEngine] = {}
         self._told = 0.0
+        self._asked = False
         self._owed: list[tuple[int, int, float]] | None = None
 
     @property
@@ -177,9 +179,14 @@ class WorkerContext:
         with open(self.scratch / LOG, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         self.work.board.tell({"kind": "log", "key": self.stage.key, "line": line})
-        watched = self.work.watched
-        if watched and watched in numbers and not self.work.board.goes_on(self.stage.key, int(step), numbers[watched]):
-            raise Stopped(f"it was ended at step {step}", where=self.stage.name, do="ask for it alone to finish it")
+        if (watched := self.work.watched) and watched in numbers:
+            before = [] if self._asked else self.logged()  # it was interrupted, and goes on from there
+            self._asked = True
+            earlier = [(each["step"], each[watched]) for each in before if watched in each and each["step"] < step]
+            for at, value in (*earlier, (int(step), numbers[watched])):
+                if not self.work.board.goes_on(self.stage.key, at, math.nan if value is None else value):
+                    why = f"it was ended at step {at}"
+                    raise Stopped(why, where=self.stage.name, do="ask for it alone to finish it")
 
     def logged(self) -> list[dict[str, Any]]:
         """The log's lines, each step's last: a resumed stage logs some steps twice."""

@@ -95,21 +95,24 @@ class EndpointEngine:
         flying: dict[Future[Answer], int] = {}
         self._calls.add(stop)
         try:
-            for place, request in enumerate(requests):
-                flying[self._submitted(request, stop)] = place
-            left: set[Future[Answer]] = set(flying)
-            while left:
-                done, left = wait(left, return_when=FIRST_COMPLETED)
-                for each in done:
-                    try:
-                        found[flying[each]] = each.result()
-                    except (RowFault, PromptTooLong) as error:
-                        faults.append((flying[each], error))
-                        continue
-                    if on_answer is not None:
-                        telling = True
-                        on_answer(found[flying[each]])
-                        telling = False
+            waiting, left = list(enumerate(requests))[::-1], set[Future[Answer]]()
+            while waiting or left:
+                # No more at once than may be in flight: what is answered but not told yet is lost in a kill.
+                while waiting and len(left) < self.endpoint.concurrency:
+                    place, request = waiting.pop()
+                    left.add(future := self._submitted(request, stop))
+                    flying[future] = place
+                each = next(iter(wait(left, return_when=FIRST_COMPLETED).done))
+                left.remove(each)
+                try:
+                    found[flying[each]] = each.result()
+                except (RowFault, PromptTooLong) as error:
+                    faults.append((flying[each], error))
+                    continue
+                if on_answer is not None:
+                    telling = True
+                    on_answer(found[flying[each]])
+                    telling = False
         except BaseException as error:
             stop.because(error)
             for each in flying:

@@ -50,6 +50,9 @@ def test_killed_in_training_run_again_and_cached(graftline: Callable[..., Any], 
     result = dry_run.result
     assert result["cached"] >= 5, "what was done before the kill is taken from the store"
     assert result["http_ok"] == 1 and len(result["adapter_digest"]) == 64
+    (transcript,) = Path(dry_run.store).glob("artefacts/Service-*/*/transcript.json")
+    answered = [(said["model"], said["status"]) for said in json.loads(transcript.read_text())]
+    assert sorted(answered) == [("auto", 200), ("base", 200), ("merged", 200), ("tickets", 200)]
     assert far_off(dry_run.planned, record(dry_run.store)) == []
     lines = {line["name"]: line for line in record(dry_run.store)["stages"]}
     merged = lines["IntoBase"]["metrics"]

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from graftline.kernels import grouped_lora, lora_linear, nf4
+from graftline.kernels import grouped_lora, linear_cross_entropy, lora_linear, nf4, rms_norm, rope, swiglu
 from graftline.kernels.grouped_lora import Factors, mixture, segment
 
 
@@ -80,6 +80,16 @@ def launches(dtype: torch.dtype) -> None:
             for forward, given, output in ((True, wide, narrow), (False, narrow, wide)):
                 lows = grouped_lora.shrink_triton(given, used, own, forward)
                 grouped_lora.expand_triton(output, lows, used, own, forward)
+    labels, found = torch.zeros(40, dtype=torch.long), torch.zeros(2, 40)
+    for wanted in (False, True):
+        other = torch.zeros_like(x) if wanted else None
+        linear_cross_entropy.row_softmax_triton(x, labels, found[0], found[1], True, wanted, other)
+    weight, scale = torch.ones(128, dtype=dtype), torch.ones(40)
+    rms_norm.forward_triton(x, weight, 1e-5)
+    for for_weight in (True, False):
+        rms_norm.backward_triton(x, x, weight, scale, True, for_weight)
+    rope.turned_triton(x.view(2, 20, 2, 64), x.view(2, 20, 2, 64)[:1, :, 0], x.view(2, 20, 2, 64)[:1, :, 1])
+    swiglu.swiglu_backward_triton(x, x, swiglu.swiglu_triton(x, x))
 
 
 def compiled() -> Iterator[str]:

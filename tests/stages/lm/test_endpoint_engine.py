@@ -68,6 +68,18 @@ def test_answers_come_in_the_order_asked_and_cost_what_they_cost() -> None:
     assert getattr(first, "money") == pytest.approx((20 + 100 * first.tokens_out) / 1e6)  # noqa: B009
 
 
+def test_answers_that_are_not_told_yet_hold_further_requests_back() -> None:
+    ahead: list[int] = []
+
+    def told(answer: Answer) -> None:
+        time.sleep(0.005)
+        ahead.append(len(fake.log) - len(ahead))
+
+    with FakeOpenAI() as fake, engine_of(fake, concurrency=4) as engine:
+        engine.generate(many(40), told)
+    assert len(ahead) == 40 and 1 <= max(ahead) <= 4
+
+
 def test_faults_are_asked_again_and_change_no_answer() -> None:
     with FakeOpenAI() as fake, engine_of(fake) as engine:
         expected = texts(engine.generate(many(40)))
