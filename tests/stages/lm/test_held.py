@@ -142,7 +142,7 @@ def test_an_engine_holds_its_base_as_its_adapters_say(belonging, make_adapter, t
     loaded.adapters.routing.use([loaded.adapters.acquire("it")] * 2)
     torch.testing.assert_close(logits(loaded.model), peft, atol=1e-4, rtol=1e-4)
     loaded.adapters.routing.use(())
-    # Another base, the float one, is 0.1 away; the engine's faster modules round in another order.
+    # An engine computes by the faster modules, which round otherwise.
     torch.testing.assert_close(
         logits(loaded.model), logits(load_held(tiny_directory, "float32", "nf4")), atol=1e-5, rtol=1e-5
     )
