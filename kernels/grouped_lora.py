@@ -194,9 +194,9 @@ def expand_triton(
     mixed = any(each.gates is not None for each in used)
     gates = low.new_ones(len(order), dtype=torch.float32)
     if mixed:
-        for gate, each in zip(gates.split(counts), used, strict=True):
-            if each.gates is not None:
-                gate.copy_(each.gates)
+        for gate, own_gates in zip(gates.split(counts), (each.gates for each in used), strict=True):
+            if own_gates is not None:
+                gate.copy_(own_gates)
     target = torch.zeros_like(output, dtype=torch.float32) if mixed else output
     size, columns = tile(max(counts), most=64), tile(output.shape[1])
     _expand_kernel[(blocks(max(counts), size), blocks(output.shape[1], columns), len(used))](

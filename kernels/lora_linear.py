@@ -5,8 +5,8 @@ product, and what flows back to x is summed inside the products instead of after
 Autograd's own graph makes two more passes over each output, to scale and to add, two over each input's gradient, and
 keeps a dequantised W where the layer is quantised; here each sum is part of a matrix product, and W is asked for once
 forward and once backward. The products with the W stay apart: stacking them would cost a copy of the gradients, which
-arrive apart. gate and up of SmolLM2-135M, 352 tokens, rank 16, bf16 with AMX, one thread: forward and back 5.0 ms
-together, 5.7 apart, 5.3 with stacked W; q, k, v 2.6, 3.4 and 2.2 [measured].
+arrive apart. SmolLM2-135M, 352 tokens, rank 16, bf16 with AMX on 2 threads, forward and back: gate and up 2.8 ms
+together, 3.3 one by one, 3.6 as autograd has it; q, k and v 2.0, 2.5 and 2.4; a whole step 5 % less [`MEASURED.md`].
 """
 
 from __future__ import annotations

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from graftline.pipelines.budget import Purse
 from graftline.pipelines.failures import Failure
+from graftline.pipelines.gates import Gates, GatesActor, RayGate
 
 if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact
+    from graftline.stages.lm.endpoint import Endpoint
+    from graftline.stages.lm.pressure import Gate
     from graftline.stages.stage import Stage
 
 Told = Mapping[str, Any]
@@ -39,6 +42,9 @@ class Board(Protocol):
     def goes_on(self, key: str, step: int, value: float) -> bool:
         """Whether a watched stage goes on after what it logged."""
 
+    def gate(self, endpoint: Endpoint) -> Gate:
+        """The gate that all engines of the run share which ask this server."""
+
 
 class LocalBoard:
     """A board in the run's own process.
@@ -52,6 +58,7 @@ class LocalBoard:
     def __init__(self, purse: Purse, hear: Callable[[Told], None], make: Callable[[str, Stage, str], Artefact]) -> None:
         self.purse, self.hear, self.make = purse, hear, make
         self._watchers: dict[str, GoesOn] = {}
+        self._gates = Gates()
 
     def tell(self, told: Told) -> None:
         self.hear(told)
@@ -69,6 +76,9 @@ class LocalBoard:
     def goes_on(self, key: str, step: int, value: float) -> bool:
         return self._watchers[key](step, value)
 
+    def gate(self, endpoint: Endpoint) -> Gate:
+        return self._gates.gate(endpoint)
+
 
 class BoardActor:
     """The board as a Ray actor; every method is one step of an event loop."""
@@ -81,6 +91,7 @@ class BoardActor:
         self.asked: dict[int, asyncio.Future[tuple[Artefact | None, Failure | None]]] = {}
         self.logged: dict[str, asyncio.Queue[tuple[int, float] | None]] = defaultdict(asyncio.Queue)
         self.decided: dict[str, asyncio.Queue[bool]] = defaultdict(asyncio.Queue)
+        self.gates_actor: Any = None
 
     async def tell(self, told: Told) -> None:
         self.told.append(told)
@@ -128,6 +139,23 @@ class BoardActor:
         await self.logged[key].put((step, value))
         return await self.decided[key].get()
 
+    async def gates(self) -> Any:
+        """The actor with the gates of the run's servers, started when the first one is asked for; it ends with this
+        one, and this one with the run."""
+        if self.gates_actor is None:
+            import ray
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            here = ray.get_runtime_context()
+            gates: Any = ray.remote(GatesActor)
+            self.gates_actor = gates.options(
+                name=f"graftline-gates-{here.get_actor_id()}",
+                num_cpus=0,
+                max_concurrency=10_000,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=here.get_node_id(), soft=False),
+            ).remote()
+        return self.gates_actor
+
     async def reply(self, number: int, artefact: Artefact | None, failure: Failure | None) -> None:
         self.asked.pop(number).set_result((artefact, failure))
 
@@ -151,6 +179,11 @@ class RayBoard:
         import ray
 
         return bool(ray.get(self.actor.goes_on.remote(key, step, value)))
+
+    def gate(self, endpoint: Endpoint) -> Gate:
+        import ray
+
+        return RayGate(ray.get(self.actor.gates.remote()), endpoint)
 
     def run(self, key: str, stage: Stage, metric: str = "", goes_on: GoesOn | None = None) -> Artefact:
         import ray

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from graftline.pipelines.work import LOG, Work, plain
 from graftline.stages.artefact import Artefact
 from graftline.stages.errors import BudgetSpent, Stopped
-from graftline.stages.lm.reference import base_of
+from graftline.stages.lm.reference import base_of, pristine_base
 from graftline.stages.rows import derived_seed
 from graftline.stages.stage import Resources, Stage
 
@@ -34,12 +36,13 @@ SAVE_EVERY = 30.0
 
 @dataclass
 class Calls:
-    """Paid requests to a model."""
+    """Paid requests to a model; the amounts are those of `stages.expected.Usage`."""
 
     model: str = ""
     requests: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    tokens_scored: int = 0
     money: float = 0.0
     reproducible: bool = True
     why: str = ""
@@ -50,6 +53,7 @@ class Calls:
             return {}
         found = {
             "model": self.model, "requests": self.requests, "tokens_in": self.tokens_in, "tokens_out": self.tokens_out,
+            "tokens_scored": self.tokens_scored,
         }  # fmt: skip
         return found | ({"money": round(self.money, 6)} if self.money else {})
 
@@ -61,6 +65,7 @@ def difference(now: Calls, before: Calls) -> Calls:
         requests=now.requests - before.requests,
         tokens_in=now.tokens_in - before.tokens_in,
         tokens_out=now.tokens_out - before.tokens_out,
+        tokens_scored=now.tokens_scored - before.tokens_scored,
         money=now.money - before.money,
     )
 
@@ -80,6 +85,7 @@ class WorkerContext:
         self._scratch: Scratch | None = None
         self._engines: dict[tuple[str, tuple[tuple[str, str], ...]], CountedEngine] = {}
         self._told = 0.0
+        self._asked = False
         self._owed: list[tuple[int, int, float]] | None = None
 
     @property
@@ -123,6 +129,7 @@ class WorkerContext:
         return engine
 
     def _open(self, model: Stage, adapters: Mapping[str, Stage]) -> CountedEngine:
+        from graftline.stages.lm.endpoint import Endpoint
         from graftline.stages.lm.llm import Llm
         from graftline.stages.lm.open import open_engine
 
@@ -131,8 +138,9 @@ class WorkerContext:
         if model.kind == "adapter":
             directories[OWN] = self.opened(model).directory("adapter")
         threads = self.resources.threads or 1
-        opened = self.opened(base if model.kind == "adapter" else model)
-        engine = open_engine(cast("Llm", base), opened.directory("model"), directories, threads=threads)
+        opened = self.opened(pristine_base(model))
+        gate = self.work.board.gate(base) if isinstance(base, Endpoint) else None
+        engine = open_engine(cast("Llm", base), opened.directory("model"), directories, threads=threads, gate=gate)
         set_threads(threads)  # torch may have been imported only now
         return CountedEngine(engine, OWN if model.kind == "adapter" else None, self.calls, self._pay)
 
@@ -171,9 +179,14 @@ class WorkerContext:
         with open(self.scratch / LOG, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         self.work.board.tell({"kind": "log", "key": self.stage.key, "line": line})
-        watched = self.work.watched
-        if watched and watched in numbers and not self.work.board.goes_on(self.stage.key, int(step), numbers[watched]):
-            raise Stopped(f"it was ended at step {step}", where=self.stage.name, do="ask for it alone to finish it")
+        if (watched := self.work.watched) and watched in numbers:
+            before = [] if self._asked else self.logged()  # it was interrupted, and goes on from there
+            self._asked = True
+            earlier = [(each["step"], each[watched]) for each in before if watched in each and each["step"] < step]
+            for at, value in (*earlier, (int(step), numbers[watched])):
+                if not self.work.board.goes_on(self.stage.key, at, math.nan if value is None else value):
+                    why = f"it was ended at step {at}"
+                    raise Stopped(why, where=self.stage.name, do="ask for it alone to finish it")
 
     def logged(self) -> list[dict[str, Any]]:
         """The log's lines, each step's last: a resumed stage logs some steps twice."""
@@ -228,12 +241,21 @@ class CountedEngine:
         self, prompts: Sequence[Messages], choices: Sequence[Sequence[str]], adapter: str | None = None
     ) -> list[list[float]]:
         found = self.engine.choice_logprobs(prompts, choices, adapter or self.adapter)
-        self._add(len(prompts), tokens_in=self.engine.count_tokens(prompts))
+        self._add(len(prompts), tokens_scored=self.engine.count_tokens(prompts) + self._tokens_of(choices))
         return found
+
+    def _tokens_of(self, choices: Sequence[Sequence[str]]) -> int:
+        """Tokens of all choices, each with its end of turn: how much longer a turn is for it."""
+        counted = Counter(choice for each in choices for choice in each)
+        empty = self.engine.count_tokens([({"role": "user", "content": ""},)])
+        return sum(
+            count * (self.engine.count_tokens([({"role": "user", "content": choice},)]) - empty + 1)
+            for choice, count in counted.items()
+        )
 
     def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
         found = self.engine.logprobs(rows, adapter or self.adapter, whole)
-        self._add(len(rows), tokens_in=self.engine.count_tokens(rows))
+        self._add(len(rows), tokens_scored=self.engine.count_tokens(rows))
         return found
 
     def count_tokens(self, conversations: Sequence[Messages]) -> int:
@@ -249,15 +271,18 @@ class CountedEngine:
             len(answers),
             sum(answer.tokens_in for answer in answers),
             sum(answer.tokens_out for answer in answers),
-            sum(float(getattr(answer, "money", 0.0)) for answer in answers),
+            money=sum(float(getattr(answer, "money", 0.0)) for answer in answers),
         )
 
-    def _add(self, requests: int, tokens_in: int = 0, tokens_out: int = 0, money: float = 0.0) -> None:
+    def _add(
+        self, requests: int, tokens_in: int = 0, tokens_out: int = 0, tokens_scored: int = 0, money: float = 0.0
+    ) -> None:
         self.calls.requests += requests
         self.calls.tokens_in += tokens_in
         self.calls.tokens_out += tokens_out
+        self.calls.tokens_scored += tokens_scored
         self.calls.money += money
-        self.pay(requests, tokens_in + tokens_out, money)
+        self.pay(requests, tokens_in + tokens_out + tokens_scored, money)
 
     def cancel(self, request_id: str) -> None:
         self.engine.cancel(request_id)

@@ -10,7 +10,7 @@ from graftline.pipelines.artefacts import Artefacts, Identity
 from graftline.pipelines.sources import is_shipped, source_digest
 from graftline.stages.artefact import Artefact
 from graftline.stages.errors import InvalidField
-from graftline.stages.lm.reference import base_of
+from graftline.stages.lm.reference import pristine_base
 from graftline.stages.rows import digest
 from graftline.stages.shapes import Mapper, Scorer
 from graftline.stages.specification import Pins, Specification, specifications
@@ -76,7 +76,7 @@ class Graph:
                 graph.stages[stage.key] = stage
                 continue
             reads = graph.reads.setdefault(stage.key, inputs(stage))
-            bases = [base_of(each) for each in reads if each.kind == "adapter"]
+            bases = [pristine_base(each) for each in reads if each.kind == "adapter"]
             graph.bases[stage.key] = [each for each in dict.fromkeys(bases) if each not in reads]
             waiting.append((stage, True))
             waiting += [(each, False) for each in reversed([*reads, *graph.bases[stage.key]])]

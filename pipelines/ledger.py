@@ -1,8 +1,9 @@
 """The ledger of a stage that calls a model: every answer is kept as it comes, so that no row is paid for twice.
 
 It lies in `ledger/<stage>-<specification, 16 hex>/` and is keyed by what was asked, whatever the inputs: rows by id and
-the digest of the columns that are read, rounds by round and the digest of the prompt. Each batch is one file, preceded
-by a small `.asked.json` file that says how many requests are in flight, so that those lost in a kill are counted.
+the digest of the columns that are read, rounds by round and the digest of the prompt. A batch of rows is one file, and
+so is an answer of a round (in a remote store a few answers); before them goes a small `.asked.json` file that says how
+many requests are in flight, so that those lost in a kill are counted.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def _hex(row: str) -> str:
 
 
 class RoundLedger(Ledger):
-    """The ledger of a rounds stage: JSON files of a few answers each, below a folder for each round."""
+    """The ledger of a rounds stage: JSON files of one or a few answers each, below a folder for each round."""
 
     def read(self, round: int) -> dict[str, dict[str, Any]]:
         """Prompt digest → answer, of one round."""

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from graftline.pipelines.artefacts import Artefacts
 from graftline.pipelines.context import absolute
-from graftline.pipelines.estimate import Estimate, estimates
+from graftline.pipelines.estimate import estimates
 from graftline.pipelines.graph import Graph, Known, roots_of
 from graftline.pipelines.pins import OutsidePins
 from graftline.pipelines.placing import Node, refuse_unplaceable, this_machine
 from graftline.pipelines.sources import source_digest
 from graftline.pipelines.store import Store
 from graftline.stages.errors import GraftlineError, RequestError
+from graftline.stages.expected import Expected, Mark, Usage
 from graftline.stages.stage import Stage, View
 from graftline.stages.value_graph import walk
 
@@ -37,7 +38,10 @@ class Step:
         status: in the store; to be run; or, its inputs being made first, perhaps in the store.
         inputs: keys of what it reads.
         fused: key of the stage in whose tasks it runs ("" = its own).
-        rows, calls, tokens_in, tokens_out: estimates (rows of a cached stage are counted); None: unknown.
+        rows: how many it is expected to make (of a cached stage: counted); None: not known, or it makes none.
+        mark: how well they are known: "" counted or asked for, "~" expected, "<=" at most.
+        calls: what it is expected to ask models for, under the names that a run's record has.
+        times: how often it is made, where it stands for several (a sweep's trials); `calls` are of all of them.
         columns: column → type of what it makes.
         why: what is worth saying about the status.
     """
@@ -51,9 +55,9 @@ class Step:
     inputs: tuple[str, ...]
     fused: str = ""
     rows: int | None = None
-    calls: int | None = None
-    tokens_in: int | None = None
-    tokens_out: int | None = None
+    mark: Mark = ""
+    calls: Usage = field(default_factory=Usage)
+    times: float = 1.0
     columns: Mapping[str, str] = field(default_factory=dict)
     why: str = ""
 
@@ -68,10 +72,9 @@ class Step:
             "status": self.status,
             "inputs": list(self.inputs),
             "fused": self.fused,
-            "rows": self.rows,
-            "calls": self.calls,
-            "tokens_in": self.tokens_in,
-            "tokens_out": self.tokens_out,
+            "rows": {"kept": self.rows, "mark": self.mark} if self.kind == "rows" else None,
+            "calls": {**self.calls.to_dict(), "mark": self.calls.mark},
+            "times": self.times,
             "columns": dict(self.columns),
             "why": self.why,
         }
@@ -88,6 +91,7 @@ class Plan:
         base: the folder from which relative paths count.
         graph, known, pins: what `run` goes on with.
         later: what the steps will ask for themselves (a sweep's trials), as far as that is known.
+        expected: key → what is expected of each stage, and of those that they ask for.
     """
 
     steps: tuple[Step, ...]
@@ -98,6 +102,12 @@ class Plan:
     known: Known
     pins: OutsidePins
     later: tuple[Step, ...] = ()
+    expected: Mapping[str, Expected] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> Usage:
+        """What all steps that are to run, and those that they will ask for, are expected to ask models for."""
+        return sum((step.calls for step in (*self.to_run, *self.later) if step.status != "cached"), Usage())
 
     @property
     def to_run(self) -> tuple[Step, ...]:
@@ -111,6 +121,7 @@ class Plan:
             "base": self.base,
             "roots": dict(self.roots),
             "steps": [step.to_dict() for step in (*self.steps, *self.later)],
+            "calls": {**self.calls.to_dict(), "mark": self.calls.mark},
         }
 
 
@@ -210,18 +221,21 @@ def planned(
                 with wrong:
                     refuse_unplaceable(stage, nodes)
     wrong.refuse()
-    guessed = estimates(graph, known, lambda path: absolute(path, base))
-    steps = tuple(_step(graph, stage, *states[stage.key], guessed[stage.key]) for stage in graph.stages.values())
-    later: dict[str, Step] = {}
+    asked: dict[str, Plan] = {}
+    expected: dict[str, Expected] = {}
     for stage in graph.stages.values():
-        foreseen = stage.foreseen() if states[stage.key][0] != "cached" else {}
-        if foreseen:
-            asked = planned(foreseen, store, base, nodes, pins=pins, known=known)
-            for step in (*asked.steps, *asked.later):
-                if step.key not in graph.stages:
-                    later.setdefault(step.key, replace(step, why=step.why or f"asked for by {stage.name}"))
+        if states[stage.key][0] != "cached" and (foreseen := stage.foreseen()):
+            asked[stage.key] = planned(foreseen, store, base, nodes, pins=pins, known=known)
+            expected |= asked[stage.key].expected
+    expected = estimates(graph, known, lambda path: absolute(path, base), expected)
+    steps = tuple(_step(graph, stage, *states[stage.key], expected[stage.key]) for stage in graph.stages.values())
+    later: dict[str, Step] = {}
+    for key, inner in asked.items():
+        for step in (*inner.steps, *inner.later):
+            if step.key not in graph.stages:
+                later.setdefault(step.key, _asked_for(step, graph.stages[key].name, expected[key]))
     names = {name: stage.key for name, stage in roots.items()}
-    return Plan(steps, names, store.shown, base, graph, known, pins, tuple(later.values()))
+    return Plan(steps, names, store.shown, base, graph, known, pins, tuple(later.values()), expected)
 
 
 def _state(graph: Graph, known: Known, stage: Stage, again: Callable[[Stage], bool]) -> tuple[Status, str]:
@@ -240,8 +254,20 @@ def _state(graph: Graph, known: Known, stage: Stage, again: Callable[[Stage], bo
     return "run", ""
 
 
-def _step(graph: Graph, stage: Stage, status: Status, why: str, guess: Estimate) -> Step:
+def _asked_for(step: Step, by: str, asking: Expected) -> Step:
+    """A step that another one asks for, perhaps so often that it stands for several."""
+    times = f", {asking.times:g} times{' at most' if asking.times_mark else ''}" if asking.times > 1 else ""
+    return replace(
+        step,
+        why=step.why or f"asked for by {by}{times}",
+        calls=step.calls.times(asking.times, asking.times_mark),
+        times=step.times * asking.times,
+    )
+
+
+def _step(graph: Graph, stage: Stage, status: Status, why: str, expected: Expected) -> Step:
     fused = graph.fused.get(stage.key)
+    volume = expected.volume
     return Step(
         key=stage.key,
         stage=stage,
@@ -251,10 +277,9 @@ def _step(graph: Graph, stage: Stage, status: Status, why: str, guess: Estimate)
         status=status,
         inputs=tuple(each.key for each in graph.reads[stage.key]),
         fused=fused.key if fused is not None and why.startswith("runs in") else "",
-        rows=guess.rows,
-        calls=guess.calls if status != "cached" else 0,
-        tokens_in=guess.tokens_in if status != "cached" else 0,
-        tokens_out=guess.tokens_out if status != "cached" else 0,
+        rows=volume.count if stage.kind == "rows" else None,
+        mark=volume.mark if stage.kind == "rows" else "",
+        calls=expected.usage if status != "cached" else Usage(),
         columns=stage.columns if stage.kind == "rows" else {},
         why=why,
     )

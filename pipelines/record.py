@@ -14,6 +14,7 @@ from graftline.pipelines.graph import Graph
 from graftline.pipelines.store import Store
 from graftline.pipelines.tensorboard import Events
 from graftline.stages.artefact import Artefact
+from graftline.stages.expected import AMOUNTS
 from graftline.stages.stage import Stage, View
 from graftline.stages.value_graph import to_json
 
@@ -63,11 +64,13 @@ class Record:
             "state": "running",
             "seconds": 0.0,
             "fetch_seconds": 0.0,
+            "calls": {},
             "error": None,
             "stages": [],
             "results": {},
         }
         self.add(plan.graph)
+        self.planned(plan)
         self.run["results"] = dict(plan.roots)
         table = to_json(plan.graph.roots)
         store.write_json(
@@ -104,6 +107,13 @@ class Record:
                 }
                 self._lines[stage.key] = line
                 self.run["stages"].append(line)
+
+    def planned(self, plan: Plan) -> None:
+        """Keeps what a plan expects of the stages that will run, to be held against what then happens."""
+        with self._lock:
+            for step in plan.steps:
+                if step.status != "cached" and not isinstance(step.stage, View):
+                    self._lines[step.key].setdefault("planned", {"rows": step.rows, **step.calls.to_dict()})
 
     def line(self, key: str) -> dict[str, Any]:
         return self._lines[key]
@@ -191,6 +201,8 @@ class Record:
             )
             took = time.monotonic() - self._began
             self.run |= {"seconds": round(max(0.0, took - fetched), 3), "fetch_seconds": round(fetched, 3)}
+            ran = [line["calls"] for line in self.run["stages"] if line["status"] == "ran"]
+            self.run["calls"] = {name: sum(calls.get(name) or 0 for calls in ran) for name in AMOUNTS}
             self.store.write_json(f"{self.folder}/run.json", self.run)
 
     def finish(self, state: str, error: BaseException | None = None) -> None:

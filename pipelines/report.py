@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftline.pipelines import report_graph
-from graftline.pipelines.report_models import curves, evaluation, json_lines, transcript
+from graftline.pipelines.report_cost import beside_plan, cost
+from graftline.pipelines.report_evaluation import evaluation, headline
+from graftline.pipelines.report_models import curves, json_lines, merge, transcript
+from graftline.pipelines.report_routes import router
 from graftline.pipelines.report_rows import calls_of, funnel, generated, histograms
 from graftline.pipelines.report_sweeps import sweeps
 from graftline.pipelines.words import duration, error_text, number, shown, spaced
 from graftline.stages.errors import StoreFailed
-from graftline.stages.evaluate.compare import BASE
 
 if TYPE_CHECKING:
     from graftline.pipelines.running import Run
@@ -20,6 +22,15 @@ if TYPE_CHECKING:
 
 MOST_ARROWS = 2
 """A model that more stages read is drawn without arrows."""
+MOST_CURVES = 6
+"""Stages whose training curves are open at once."""
+SECTIONS = (
+    ("pipeline", "The pipeline", ""), ("evaluation", "Evaluation", "evaluations"), ("merging", "Merging", "merges"),
+    ("routing", "Routing", "routers"), ("rows", "Rows", "funnel"), ("scores", "Scores", "histograms"),
+    ("sweep", "Sweep", "sweeps"), ("training", "Training", "curves"), ("generated", "Generated rows", "generated"),
+    ("service", "Service", "transcripts"), ("cost", "Cost", ""), ("environment", "Environment", ""),
+)  # fmt: skip
+"""Id, title and content of each section, in their order on the page; one without content is left out."""
 Open = Callable[[Mapping[str, Any]], "Artefact | None"]
 """The artefact of a line of `run.json`'s table of stages; None where there is none (yet, or any more)."""
 
@@ -70,7 +81,7 @@ def render(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"duration": duration, "number": number, "spaced": spaced, "shown": shown}
-    environment.filters["told"] = error_text
+    environment.filters |= {"told": error_text, "beside_plan": beside_plan}
     page = gather(record, open_artefact, metrics, figures or {}, written)
     return environment.get_template("report.html.j2").render(page)
 
@@ -90,11 +101,14 @@ def gather(
 
     opened = {stage["key"]: open_artefact(stage) for stage in stages if stage["status"] in ("cached", "ran")}
     made = [(stage, artefact) for stage in stages if (artefact := opened.get(stage["key"])) is not None]
-    evaluations = [evaluation(stage, artefact) for stage, artefact in made if stage["kind"] == "report"]
-    evaluations = [each for each in evaluations if each["rows"]]
+    reports = [(stage, artefact) for stage, artefact in made if stage["kind"] == "report"]
+    evaluations = [each for stage, artefact in reports if (each := evaluation(stage, artefact))["rows"]]
+    routers = [each for stage, artefact in reports if (each := router(stage, artefact))["targets"]]
+    names = {stage["digest"]: stage["name"] for stage in reversed(stages) if stage.get("digest")}
+    tuned = [(stage, artefact) for stage, artefact in made if stage["kind"] in ("model", "adapter")]
     transcripts = [transcript(stage, artefact) for stage, artefact in made if stage["kind"] == "service"]
     transcripts = [each for each in transcripts if each["exchanges"]]
-    return {
+    page = {
         "record": record,
         "stages": stages,
         "counts": {
@@ -105,15 +119,19 @@ def gather(
         "funnel": funnel([stage for stage in stages if shows(stage) or _dropped(stage)]),
         "curves": curves(record["stages"], made, metrics),
         "evaluations": evaluations,
-        "sweeps": sweeps(stages),
+        "routers": routers,
+        "merges": [found for stage, artefact in tuned if (found := merge(stage, artefact, names))],
+        "sweeps": sweeps(stages, opened),
         "histograms": histograms([(stage, artefact) for stage, artefact in made if shows(stage)]),
         "generated": [group for stage, artefact in made if (group := generated(stage, artefact))["rows"]],
         "transcripts": transcripts,
-        "cost": _cost(stages),
+        "cost": cost(stages),
         "environment": _environment(record, [artefact for _, artefact in made]),
         "tiles": _tiles(record, stages, evaluations, transcripts),
         "figures": {name: shown(value) for name, value in figures.items() if not isinstance(value, (Mapping, list))},
+        "most_curves": MOST_CURVES,
     }
+    return {**page, "sections": [(id, title) for id, title, content in SECTIONS if not content or page[content]]}
 
 
 def _dropped(stage: Mapping[str, Any]) -> bool:
@@ -130,23 +148,17 @@ def _tiles(
     evaluations: Sequence[Mapping[str, Any]],
     transcripts: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, str]]:
-    tiles = []
+    tiles: list[dict[str, str]] = []
     for compared in evaluations:
-        for row in compared["rows"][:3]:
-            cells = [cell for cell in row["cells"] if cell["value"] is not None]
-            if not cells or (len(cells) > 1 and compared["columns"][0] != BASE):  # columns that are no before and after
-                continue
-            last = cells[-1]
-            value = f"{last['value']:.2f}" if len(cells) == 1 else f"{cells[0]['value']:.2f} → {last['value']:.2f}"
-            note = " → ".join(cell["column"] for cell in (cells[:1] if len(cells) == 1 else [cells[0], last]))
-            tiles.append({"label": spaced(row["metric"]), "value": value, "note": f"{note}, n = {last['n']}"})
+        tiles += headline(compared)
     answered = [exchange["status"] == 200 for asked in transcripts for exchange in asked["exchanges"]]
     if answered:
         tiles.append({"label": "service", "value": f"{sum(answered)} of {len(answered)}", "note": "requests answered"})
     created = sum(stage["rows"]["created"] for stage in stages if stage.get("rows") and calls_of(stage)["requests"])
     if created:
         tiles.append({"label": "rows generated", "value": number(created), "note": "before filtering"})
-    tokens = sum(calls_of(stage)["tokens_in"] + calls_of(stage)["tokens_out"] for stage in stages)
+    read = ("tokens_in", "tokens_out", "tokens_scored")
+    tokens = sum(calls_of(stage)[name] for stage in stages for name in read)
     if tokens:
         requests = sum(calls_of(stage)["requests"] for stage in stages)
         note = f"in {number(requests)} model calls"
@@ -182,7 +194,7 @@ def _graph(stages: Sequence[Mapping[str, Any]]) -> Any:
         )  # fmt: skip
         classes = f"{stage['kind']} {stage['status']}"
         dots = ("model",) * (len(models) + (stage["key"] in everywhere))
-        nodes.append(report_graph.Node(stage["key"], stage["name"], _note(stage), classes, hint, dots))
+        nodes.append(report_graph.Node(stage["key"], stage["name"], _note(stage), classes, hint, dots, stage["class"]))
         for key in stage["inputs"]:
             part, tail = "", key
             while tail in views:
@@ -208,18 +220,6 @@ def _note(stage: Mapping[str, Any]) -> str:
     short = duration(seconds) if seconds < 60 else f"{seconds / 60:.1f} min"
     parts.append("cached" if stage["status"] == "cached" else short)
     return " · ".join(parts)
-
-
-def _cost(stages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    lines = [
-        {"name": stage["name"], "status": stage["status"], "seconds": stage.get("seconds"), **calls_of(stage)}
-        for stage in stages
-        if stage["status"] != "pending"
-    ]
-    total = {
-        name: sum(line[name] or 0 for line in lines) for name in ("seconds", "requests", "tokens_in", "tokens_out")
-    }
-    return {"lines": lines, "total": total, "slowest": max((line["seconds"] or 0 for line in lines), default=0) or 1}
 
 
 def _environment(record: Mapping[str, Any], artefacts: Sequence[Artefact]) -> dict[str, Any]:

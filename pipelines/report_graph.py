@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup
 
@@ -14,6 +14,10 @@ NODE_WIDTH, NODE_HEIGHT = 160, 50
 GAP_BESIDE, GAP_ALONG = 22, 40
 MOST_LAYERS_ACROSS = 7
 """Graphs with more layers run down the page instead of across it."""
+LEAST_ALIKE = 4
+"""Boxes that differ in nothing but their name from which on they are one."""
+LARGE = 1500
+"""Pixels from which on a graph is not made smaller to fit: the page scrolls."""
 
 
 Neighbours = dict[str, dict[str, float]]
@@ -31,6 +35,8 @@ class Node:
     hint: str = ""
     dots: tuple[str, ...] = ()
     """Classes of dots in its corner: what it reads without an arrow."""
+    of: str = ""
+    """What it is one of: boxes of one kind with the same arrows are drawn as one (`gathered`)."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +172,35 @@ def _spread(
             index += 1
 
 
+def gathered(nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[list[Node], list[Edge]]:
+    """Boxes of one kind and state that the same arrows reach and leave, as one box, where they are many: twenty
+    adapters side by side."""
+    arrows: dict[str, set[tuple[str, str, str]]] = {node.key: set() for node in nodes}
+    for edge in edges:
+        arrows[edge.tail].add(("to", edge.head, edge.text))
+        arrows[edge.head].add(("from", edge.tail, edge.text))
+    groups: dict[tuple[object, ...], list[Node]] = {}
+    for node in nodes:
+        own = node.of or node.key
+        groups.setdefault((own, node.classes, node.dots, frozenset(arrows[node.key])), []).append(node)
+    found, gone = {node.key: node for node in nodes}, set()
+    for many in groups.values():
+        if len(many) >= LEAST_ALIKE:
+            hint = "\n".join(f"{node.title}: {node.note}" for node in many)
+            title = f"{len(many)} × {many[0].of.rpartition('.')[2]}"
+            found[many[0].key] = replace(many[0], title=title, note=f"{many[0].title}, …", hint=hint)
+            gone |= {node.key for node in many[1:]}
+    return (
+        [found[node.key] for node in nodes if node.key not in gone],
+        [edge for edge in edges if edge.tail not in gone and edge.head not in gone],
+    )
+
+
 def graph(nodes: Sequence[Node], edges: Sequence[Edge]) -> Markup:
     """The graph as SVG: across the page while it has few layers, else down it."""
     if not nodes:
         return Markup("")
+    nodes, edges = gathered(nodes, edges)
     layout = layered([node.key for node in nodes], {(edge.tail, edge.head): edge.pull for edge in edges})
     across = max(layout.layer.values()) < MOST_LAYERS_ACROSS
     along, beside = (NODE_WIDTH, NODE_HEIGHT) if across else (NODE_HEIGHT, NODE_WIDTH)
@@ -202,11 +233,11 @@ def graph(nodes: Sequence[Node], edges: Sequence[Edge]) -> Markup:
     broad = max([*side.values(), *(side[node.key] + beside / 2 for node in nodes)]) + 6
     width, height = (long, broad) if across else (broad, long)
     return Markup(
-        '<svg class="graph" viewBox="0 0 {0:.0f} {1:.0f}" width="{0:.0f}" height="{1:.0f}" role="img" '
+        '<svg class="graph{3}" viewBox="0 0 {0:.0f} {1:.0f}" width="{0:.0f}" height="{1:.0f}" role="img" '
         'aria-label="The pipeline as a graph"><defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" '
         'markerWidth="6" markerHeight="6" orient="auto"><path d="M0 0.5 8 4 0 7.5z" class="tip"/></marker></defs>'
         "{2}</svg>"
-    ).format(width, height, Markup("").join(drawn))
+    ).format(width, height, Markup("").join(drawn), " large" if width > LARGE else "")
 
 
 def _edge(

@@ -1,20 +1,22 @@
-"""The report's sections on models: their training, how they compare, what a service answered."""
+"""The report's sections on models: their training, merging, what a service answered."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graftline.pipelines import report_charts
-from graftline.pipelines.words import spaced
+from graftline.pipelines.words import shown, spaced
 from graftline.stages.errors import StoreFailed
 
 if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact
 
-MOST_SAMPLES = 6
+WIDE, NARROW = 520, 340
+"""Pixels of the first chart of a stage, which is seen at once, and of the others."""
+FIGURES_OF_MERGES = ("loss", "kl", "logits_off")
+"""Measured of each way to fold an adapter into its base: `kl_exact`, `kl_original`."""
 
 
 def curves(
@@ -31,6 +33,8 @@ def curves(
             logs[stage["key"]] = [*json_lines(text_of(artefact, "log.jsonl"))]
     found = []
     for stage in stages:
+        if stage.get("asked_by"):  # a trial: the sweep's section has it
+            continue
         series: dict[str, dict[float, float]] = {}
         for line in logs.get(stage["key"], []):
             for name, value in line.items():
@@ -41,11 +45,18 @@ def curves(
         for name, points in sorted(series.items(), key=_losses_first):
             groups.setdefault("loss" if "loss" in name else name, {})[name] = sorted(points.items())
         charts = [
-            {"title": spaced(title), "names": [spaced(name) for name in group], "svg": report_charts.lines(group)}
-            for title, group in sorted(groups.items(), key=_losses_first)
+            {
+                "title": spaced(title),
+                "names": [spaced(name) for name in group],
+                "svg": report_charts.lines(group, width=NARROW if place else WIDE),
+            }
+            for place, (title, group) in enumerate(sorted(groups.items(), key=_losses_first))
         ]
         if charts := [chart for chart in charts if chart["svg"]]:
-            found.append({"name": stage["name"], "charts": charts})
+            best = (stage.get("metrics") or {}).get("best") if "trials" in (stage.get("metrics") or {}) else None
+            which = ", ".join(f"{name} = {shown(value)}" for name, value in (best or {}).items())
+            note = f"{stage['name']}{f', its best trial ({which})' if which else ''}"
+            found.append({"name": note, "main": charts[:1], "more": charts[1:]})
     return found
 
 
@@ -53,63 +64,31 @@ def _losses_first(item: tuple[str, Any]) -> tuple[bool, str]:
     return (item[0] != "loss", item[0])
 
 
-def evaluation(stage: Mapping[str, Any], artefact: Artefact) -> dict[str, Any]:
-    report = json_of(artefact, "report.json")
-    columns, rows = list(report.get("columns", ())), []
-    values = [
-        bound
-        for metric in report.get("metrics", {}).values()
-        for cell in metric.values()
-        for bound in (cell.get("value"), cell.get("ci_low"), cell.get("ci_high"))
-        if bound is not None
+def merge(stage: Mapping[str, Any], artefact: Artefact, names: Mapping[str, str]) -> dict[str, Any]:
+    """What was merged, by which formula, and how far each way of folding is from the unmerged model. Empty for what is
+    no merge.
+
+    Args:
+        names: digest → name of a stage.
+    """
+    about = json_of(artefact, "merge.json") or json_of(artefact, "adapter/graftline.json")
+    if not about.get("formula"):
+        return {}
+    ways: dict[str, dict[str, float]] = {}
+    rest: dict[str, float] = {}
+    for name, value in artefact.metrics.items():
+        figure = next((each for each in FIGURES_OF_MERGES if name.startswith(f"{each}_")), None)
+        if not isinstance(value, (int, float)):
+            continue
+        if figure:
+            ways.setdefault(name.removeprefix(f"{figure}_"), {})[figure] = value
+        else:
+            rest[name] = value
+    parents = [
+        {"name": names.get(parent.get("digest", ""), role), "role": role, "weight": parent.get("weight")}
+        for role, parent in about.get("parents", {}).items()
     ]
-    shares = all(0 <= value <= 1 for value in values)
-    for metric, by_column in report.get("metrics", {}).items():
-        own = [
-            bound
-            for cell in by_column.values()
-            for bound in (cell.get("value"), cell.get("ci_low"), cell.get("ci_high"))
-            if bound is not None and math.isfinite(bound)
-        ]
-        least, most = (0.0, 1.0) if shares or not own else (min(0.0, *own), max(own))
-        cells = []
-        for index, column in enumerate(columns):
-            cell = by_column.get(column, {})
-            value, low, high = cell.get("value"), cell.get("ci_low"), cell.get("ci_high")
-            svg = "" if value is None else report_charts.interval(
-                value, value if low is None else low, value if high is None else high, most, least, index
-            )  # fmt: skip
-            extra = {name: each for name, each in cell.items() if name not in ("value", "n", "ci_low", "ci_high")}
-            gain = report.get("gains", {}).get(metric, {}).get(column)
-            cells.append(
-                {"column": column, "value": value, "n": cell.get("n"), "low": low, "high": high, "svg": svg,
-                 "gain": gain, "extra": {name: each for name, each in extra.items() if each}}
-            )  # fmt: skip
-        rows.append({"metric": metric, "cells": cells})
-    return {
-        "name": stage["name"],
-        "columns": columns,
-        "rows": rows,
-        "intervals": report.get("intervals", ""),
-        "decoding": report.get("decoding", {}),
-        "confusion": _confusion(report.get("confusion", {}), columns),
-        "samples": report.get("samples", [])[:MOST_SAMPLES],
-    }
-
-
-def _confusion(tables: Mapping[str, Mapping[str, Mapping[str, int]]], columns: Sequence[str]) -> dict[str, Any]:
-    """The last column's table of references and predictions; what is no label comes last."""
-    column = columns[-1] if columns else ""
-    table = tables.get(column, {})
-    predicted = {name for counts in table.values() for name in counts}
-    labels = sorted(table) + sorted(predicted - set(table), key=lambda name: (name.startswith("("), name))
-    lines = [
-        {"reference": reference, "cells": [{"label": label, "count": counts.get(label, 0),
-                                            "share": counts.get(label, 0) / (sum(counts.values()) or 1)}
-                                           for label in labels]}
-        for reference, counts in sorted(table.items())
-    ]  # fmt: skip
-    return {"column": column, "labels": labels, "lines": lines}
+    return {"name": stage["name"], "formula": about["formula"], "parents": parents, "ways": ways, "rest": rest}
 
 
 def transcript(stage: Mapping[str, Any], artefact: Artefact) -> dict[str, Any]:

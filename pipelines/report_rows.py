@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graftline.pipelines import report_charts
+from graftline.stages.expected import AMOUNTS
 from graftline.stages.rows import FIXED, PREFERENCE
 
 if TYPE_CHECKING:
@@ -67,6 +70,8 @@ def histograms(made: Sequence[tuple[Mapping[str, Any], Artefact]]) -> list[dict[
         if svg := report_charts.histogram(everything, front):
             found.append(
                 {"column": column, "stage": stage["name"], "svg": svg, "count": len(everything),
+                 "missing": artefact.count - len(everything) if artefact.count <= MOST_VALUES else 0,
+                 "median": _median(everything), "chosen_median": _median(front),
                  "chosen": chosen_stage["name"] if front else "", "chosen_count": len(front)}
             )  # fmt: skip
     return found
@@ -75,6 +80,11 @@ def histograms(made: Sequence[tuple[Mapping[str, Any], Artefact]]) -> list[dict[
 def _values(artefact: Artefact, column: str) -> list[float]:
     values = artefact.dataset().head(MOST_VALUES, columns=[column])[column].to_pylist()
     return [float(value) for value in values if value is not None]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.median(finite) if finite else None
 
 
 def generated(stage: Mapping[str, Any], artefact: Artefact) -> dict[str, Any]:
@@ -94,6 +104,6 @@ def generated(stage: Mapping[str, Any], artefact: Artefact) -> dict[str, Any]:
     return {"name": stage["name"], "rows": samples}
 
 
-def calls_of(stage: Mapping[str, Any]) -> dict[str, int]:
+def calls_of(stage: Mapping[str, Any]) -> dict[str, Any]:
     calls = stage.get("calls") or {}
-    return {name: calls.get(name) or 0 for name in ("requests", "tokens_in", "tokens_out")}
+    return {name: calls.get(name) or 0 for name in AMOUNTS}

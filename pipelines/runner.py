@@ -148,6 +148,7 @@ class Runner:
         try:
             plan = planned({"": stage}, self.store, self.plan.base, pins=self.plan.pins, known=self.known)
             self.record.add(plan.graph, why=f"asked for by {self.record.line(key)['name']}", asked_by=key)
+            self.record.planned(plan)
             self.execute(plan)
             found = self.known.get(plan.graph, stage)
             assert found is not None
@@ -263,7 +264,7 @@ class Runner:
                 )
             else:
                 artefact, failure = workers.perform(work, needs)
-        except Exception as error:
+        except BaseException as error:  # also a stage that calls sys.exit(): nobody else would see this thread end
             failure = Failure.of(error, stage.name)
         with self.changed:
             assert self._capacity is not None

@@ -208,7 +208,9 @@ def retry(
     loaded = from_table(table, f"{earlier.path}/pipeline.json", place.read_json(f"runs/{earlier.id}/lock.json"))
     graph = Graph.of(loaded.roots)
     if line["key"] not in graph.stages:
-        raise UnknownStage("another stage asked for it", where=line["name"], do="retry that stage")
+        names = {each["key"]: each["name"] for each in earlier.record["stages"]}
+        asking = names.get(line.get("asked_by", ""), "another stage")
+        raise UnknownStage(f"{asking} asked for it", where=line["name"], do=f"retry {asking}")
     key = line["key"]
     while key in graph.fused:
         key = graph.fused[key].key

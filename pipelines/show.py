@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 STATES = {"done": "green", "ran": "green", "cached": "dim green", "failed": "bold red", "interrupted": "yellow",
           "stopped": "yellow", "running": "cyan", "pending": "dim"}  # fmt: skip
+SPENT = {"requests": "calls", "tokens_in": "read", "tokens_out": "written", "tokens_scored": "scored",
+         "tokens_trained": "trained"}  # fmt: skip
+"""What is spent → its column; all but the calls in tokens."""
+SUMS = {"requests": "model calls", "tokens_in": "tokens read", "tokens_out": "written", "tokens_scored": "scored",
+        "tokens_trained": "trained", "money": "paid"}  # fmt: skip
+SIGNS = {"": "", "~": "~", "<=": "≤"}
 
 
 def run(record: Mapping[str, Any]) -> RenderableType:
@@ -83,8 +89,9 @@ def figures(metrics: Mapping[str, Any], most: int = 3) -> str:
 
 
 def plan(planned: Mapping[str, Any]) -> RenderableType:
-    """A plan: a line for each step but views, and what will be spent."""
-    table = _table("", "stage", "state", ">rows", ">calls", ">tokens in", ">tokens out", "why")
+    """A plan: a line for each step but views, and what will be spent. Of what is not counted or asked for a mark says
+    whether it is expected (~) or the most it can be (≤)."""
+    table = _table("", "stage", "state", ">rows", *(f">{name}" for name in SPENT.values()), "why")
     steps = [step for step in planned["steps"] if not step["part"]]
     for step in steps:
         cached = step["status"] == "cached"
@@ -92,26 +99,34 @@ def plan(planned: Mapping[str, Any]) -> RenderableType:
             Text(step["fingerprint"][:8], "dim"),
             Text(visible(step["name"])),
             Text("in the store" if cached else step["status"], "dim green" if cached else "bold cyan"),
-            "?" if step["rows"] is None and step["kind"] == "rows" else _some(step["rows"]),
-            *("" if cached else "?" if step[name] is None else _some(step[name])
-              for name in ("calls", "tokens_in", "tokens_out")),
+            _marked(step["rows"], "kept") if step["kind"] == "rows" else "",
+            *("" if cached else _marked(step["calls"], name) for name in SPENT),
             Text(visible(step["why"]), "dim"),
-        )  # fmt: skip
+        )
     waiting = [step for step in steps if step["status"] != "cached"]
     told = f"{len(steps) - len(waiting)} in the store, {len(waiting)} to run"
-    if any(step["calls"] != 0 for step in waiting):  # of some the number may not be known
-        told += f", {_sum(waiting, 'calls')} model calls and {_sum(waiting, 'tokens_out')} tokens written"
+    told += "".join(f", {_sum(waiting, amount)} {name}" for amount, name in SUMS.items() if _sum(waiting, amount))
     return Group(table, Text(f"{told}; store {planned['store']}", "dim"))
 
 
-def _sum(steps: list[Mapping[str, Any]], name: str) -> str:
-    """About how much of something; where a step cannot say, at least what the others do."""
-    unknown = any(step[name] is None for step in steps)
-    return f"{'at least' if unknown else 'about'} {number(sum(step[name] or 0 for step in steps))}"
+def _sum(steps: list[Mapping[str, Any]], amount: str) -> str:
+    """About how much of something, nothing where none is spent; where a step cannot say, at least what the others do;
+    where one is at its bound, at most."""
+    found = [step["calls"][amount] for step in steps]
+    if not any(value is None or value for value in found):
+        return ""
+    at_most = any(step["calls"]["mark"] == "<=" and step["calls"][amount] for step in steps)
+    word = "at least" if None in found else "at most about" if at_most else "about"
+    total = sum(value or 0 for value in found)
+    return f"{word} {total:.2f}" if amount == "money" else f"{word} {number(total)}"
 
 
-def _some(value: int | None) -> str:
-    return number(value) if value else ""
+def _marked(told: Mapping[str, Any], name: str) -> str:
+    """A number with its mark."""
+    value = told[name]
+    if value is None:
+        return "?"
+    return f"{SIGNS[told['mark']]}{number(value)}" if value or name == "kept" else ""
 
 
 def records(store: Store) -> list[dict[str, Any]]:

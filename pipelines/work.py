@@ -108,7 +108,7 @@ class Product:
         account: of its rows; None where it makes none.
         views: part → rows and digest.
         metrics: what the stage measured.
-        calls: of models: model, requests, tokens_in, tokens_out.
+        calls: of models: model, requests, tokens_in, tokens_out, tokens_scored, tokens_trained, money.
         chain: accounts of the stages that ran in the same tasks before it.
         reproducible: whether making it again gives the same digest.
         why: why not.
@@ -185,7 +185,8 @@ def rows_product(work: Work, parts: Parts, account: Account, began: float) -> Pr
 
 def made_product(work: Work, files: dict[str, Any], metrics: dict[str, Any], began: float) -> Product:
     """The product of a stage with a `make`. Its metrics may speak to us: `_digest` (of the content), `_volatile`
-    (names of files with timings in them), `_reproducible` and `_why`."""
+    (names of files with timings in them), `_calls` (what it asked models for, beside an engine), `_reproducible` and
+    `_why`."""
     said = {name: metrics[name] for name in metrics if name.startswith("_")}
     told = {name: value for name, value in metrics.items() if not name.startswith("_")}
     found = said.get("_digest") or (work.stage.kind == "adapter" and told.get("adapter_digest"))
@@ -193,6 +194,7 @@ def made_product(work: Work, files: dict[str, Any], metrics: dict[str, Any], beg
         files,
         str(found or files_digest(files, [LOG, *said.get("_volatile", ())])),
         metrics=told,
+        calls=dict(said.get("_calls", {})),
         reproducible=bool(said.get("_reproducible", True)),
         why=str(said.get("_why", "")),
         began=began,

@@ -32,7 +32,8 @@ def module_names(package: str, deep: bool = False) -> Iterator[str]:
 
 
 def family(package: str, **functions: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a family: its own classes and those of its sub-folders (`train.Lora`).
+    """`__getattr__` and `__dir__` of a family: its own classes, its sub-folders (`train.base`) and their classes
+    (`train.Lora`).
 
     Args:
         package: the family's module name.
@@ -47,7 +48,9 @@ def family(package: str, **functions: str) -> tuple[Callable[[str], Any], Callab
                 if module.rpartition(".")[2].replace("_", "") == name.lower():
                     return getattr(importlib.import_module(f"{package}.{module}"), name)
             raise AttributeError(f"{package} has no {name!r}; it has {', '.join(listing())}")
-        # `from graftline.stages import select` comes here first: no listing, which reads every file.
+        # `from graftline.stages import select` comes here, too.
+        if not name.startswith("_") and (_folder(package) / name / "__init__.py").exists():
+            return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"{package} has no {name!r}")
 
     def listing() -> list[str]:

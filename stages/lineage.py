@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from graftline.stages.errors import HeldOutLeak
@@ -10,10 +11,31 @@ from graftline.stages.rows import split_groups
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from graftline.stages.artefact import Artefact
+
 COLUMNS = ("id", "parents", "group")
 """What is needed to know: a trained artefact keeps these of its rows in `trained_on.parquet`."""
 TRAINED_ON = "trained_on.parquet"
 SHOWN = 5
+
+
+def trained_on(made: Artefact) -> pa.Table | None:
+    """Ids, parents and groups of the rows an artefact was trained on (None: it says nothing of training)."""
+    import pyarrow.parquet as pq
+
+    found = made.files(TRAINED_ON)
+    return pq.read_table(found[0], filesystem=made.filesystem).select(list(COLUMNS)) if found else None
+
+
+def together(tables: Iterable[pa.Table | None]) -> pa.Table | None:
+    """The rows of all, each id once, sorted by id: what is made from several parts was trained on all their rows."""
+    import pyarrow as pa
+
+    known = [each.select(list(COLUMNS)) for each in tables if each is not None]
+    if not known:
+        return None
+    rows = {row["id"]: row for each in known for row in each.to_pylist()}
+    return pa.Table.from_pylist([rows[id] for id in sorted(rows)], schema=known[0].schema)
 
 
 def refuse_leak(train: pa.Table, held_out: pa.Table, *, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from pydantic import Field, PrivateAttr
 
 from graftline.stages.errors import InvalidField, NothingKept, WrongKind
 from graftline.stages.evaluate.figure import Figure
+from graftline.stages.expected import Expected, Given, Mark, worst
 from graftline.stages.rows import Columns
 from graftline.stages.specification import Plug, Template
 from graftline.stages.stage import Context, Kind, Resources, Stage
@@ -139,6 +141,15 @@ class Repeat(Stage):
         for number in range(1, 2 if self.until else min(self.at_most, MOST_FORESEEN) + 1):
             before = rounds[f"round {number}"] = self._round(number, before)
         return rounds
+
+    def expected(self, given: Given) -> Expected:
+        """All rounds; with `until`, at most."""
+        foreseen = list(self.foreseen().values())
+        mark: Mark = "<=" if self.until else ""
+        rows = given.rows(foreseen[-1])
+        last = replaced(rows, mark=worst(rows.mark, "~")) if self.until else rows
+        made = last if self.kind == "rows" else None
+        return Expected(made, times=self.at_most / len(foreseen), times_mark=mark)
 
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         last: Artefact | None = None

@@ -8,12 +8,13 @@ Mappers, scorers and selectors keep ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from graftline.stages.expected import UNKNOWN, Expected, Given, Usage, Volume
 from graftline.stages.specification import Execution
 from graftline.stages.stage import Context, Rows, Stage
 
@@ -63,8 +64,11 @@ class Source(RowStage):
         empty id is filled in from the row's parents and content, equal rows numbered in their order."""
         raise NotImplementedError(f"{type(self).__name__}.make_rows")
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | Mapping[str, int] | None:
-        return sum(rows.values()) if rows else None
+    def expected(self, given: Given) -> Expected:
+        from graftline.stages.value_graph import inputs
+
+        rows = [each for each in inputs(self) if each.kind == "rows"]
+        return Expected(given.rows(*rows) if rows else Volume())
 
 
 class Mapper(RowStage):
@@ -85,11 +89,10 @@ class Mapper(RowStage):
         `filtered` says why (null = kept). `context.engine` is opened once a worker."""
         raise NotImplementedError(f"{type(self).__name__}.map_rows")
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | Mapping[str, int] | None:
-        return rows.get("rows")
-
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        return (rows.get("rows"), None, None) if self.calls_model else (0, 0, 0)
+    def expected(self, given: Given) -> Expected:
+        rows = given.rows(self.rows)
+        asked = replace(UNKNOWN, requests=rows.count, mark=rows.mark) if self.calls_model else Usage()
+        return Expected(rows, asked)
 
 
 class Scorer(RowStage):
@@ -107,11 +110,10 @@ class Scorer(RowStage):
         """Added column → one value a row, in the batch's order; None = missing."""
         raise NotImplementedError(f"{type(self).__name__}.score_rows")
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | Mapping[str, int] | None:
-        return rows.get("rows")
-
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        return (rows.get("rows"), None, None) if self.calls_model else (0, 0, 0)
+    def expected(self, given: Given) -> Expected:
+        rows = given.rows(self.rows)
+        asked = replace(UNKNOWN, requests=rows.count, mark=rows.mark) if self.calls_model else Usage()
+        return Expected(rows, asked)
 
 
 class Selector(RowStage):
@@ -123,8 +125,9 @@ class Selector(RowStage):
         """One verdict for each row of the table (sorted by id); ties are the author's to break, by id."""
         raise NotImplementedError(f"{type(self).__name__}.select_rows")
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | Mapping[str, int] | None:
-        return rows.get("rows")
+    def expected(self, given: Given) -> Expected:
+        rows = given.rows(self.rows)
+        return Expected(replace(rows, mark="<="))
 
 
 @dataclass
@@ -165,5 +168,5 @@ class Rounds(RowStage):
         """All rows, with their outcomes."""
         raise NotImplementedError(f"{type(self).__name__}.finish")
 
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        return None, None, None
+    def expected(self, given: Given) -> Expected:
+        return Expected(Volume(), UNKNOWN)

@@ -15,6 +15,7 @@ from pydantic import GetCoreSchemaHandler, PrivateAttr
 from pydantic_core import PydanticCustomError, core_schema
 
 from graftline.stages.errors import InvalidField, MissingColumn, WrongKind
+from graftline.stages.expected import Expected, Given, Volume
 from graftline.stages.rows import FIXED, NUMBERS, Columns
 from graftline.stages.specification import Execution, Plug, Specification, short
 
@@ -131,14 +132,10 @@ class Stage(Specification):
         """What `plan` can check of the outside before anything starts, for a stage that will run: that a file is
         readable, a port free. `file` makes a path absolute. Raises a `RequestError`."""
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | Mapping[str, int] | None:
-        """For `plan`: about how many rows it makes (a stage with views: part → rows); None where that is not known.
-        `rows`: those of its input fields (of a container: their sum) where known; `file` makes a path absolute."""
-        return None
-
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        """For `plan`: about how many model calls, tokens in and tokens out it takes; None where that is not known."""
-        return 0, 0, 0
+    def expected(self, given: Given) -> Expected:
+        """For `plan`: the rows it makes, and what it has models read and write, to a factor of two; None where that
+        cannot be known. `given` has the rows of its inputs, and counts tokens."""
+        return Expected(Volume() if self.kind == "rows" else None)
 
     def expand(self) -> Mapping[str, Stage]:
         """Hidden stages this one reads (name → stage): run, cached and shared like any other."""
@@ -202,7 +199,8 @@ class Context(Protocol):
 
     def watch(self, stage: Stage, metric: str, goes_on: Callable[[int, float], bool]) -> Artefact:
         """`run`, of a stage that may be ended early: each time it logs `metric`, it waits for `goes_on(step, value)`,
-        and where that is False it ends there: `Stopped` is raised."""
+        and where that is False it ends there: `Stopped` is raised. Of one that goes on after an interruption, what it
+        logged before is asked about first."""
 
     def opened(self, stage: Stage) -> Artefact:
         """The artefact of one of this stage's inputs, at whatever depth it is held."""

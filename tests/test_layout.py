@@ -117,3 +117,15 @@ def test_hugging_faces_kernels_package_keeps_its_name(copied_tree, tmp_path, reg
     else:
         assert result.returncode == 0, result.stderr
         assert result.stdout.strip() == str(tmp_path / "site" / "kernels" / "__init__.py")
+
+
+def test_every_module_has_a_test_of_its_own_name():
+    """`stages/sweep/asha.py` and `tests/stages/sweep/test_asha.py`: who looks for a test finds it."""
+    missing = [
+        str(module.relative_to(ROOT))
+        for folder in FOLDERS
+        for module in sorted((ROOT / folder).rglob("*.py"))
+        if module.name != "__init__.py"
+        and not (ROOT / "tests" / module.relative_to(ROOT)).with_name(f"test_{module.name}").exists()
+    ]
+    assert not missing, "write their tests, or give these modules the name of what they are tested by"

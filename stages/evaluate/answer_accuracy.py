@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from graftline.stages.evaluate.asking import greedy
+from graftline.stages.evaluate.asking import greedy, writing
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
+from graftline.stages.expected import Usage, Volume
 from graftline.stages.score.check import Check
 from graftline.stages.score.number import Number
+
+if TYPE_CHECKING:
+    from graftline.stages.lm.reader import Reader
 
 
 class AnswerAccuracy(Metric):
@@ -34,6 +38,9 @@ class AnswerAccuracy(Metric):
 
     def predict(self, asked: Asked, examples: Sequence[Example]) -> list[Prediction]:
         return [self.parsed(answer.text, answer.finish) for answer in greedy(asked, examples, self.max_new_tokens)]
+
+    def expected(self, rows: Volume, reader: Reader, tuned: bool) -> Usage:
+        return writing(rows, reader, self.max_new_tokens)
 
     @staticmethod
     def parsed(text: str, finish: str) -> Prediction:

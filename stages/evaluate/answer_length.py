@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from graftline.stages.evaluate import measured
-from graftline.stages.evaluate.asking import greedy
+from graftline.stages.evaluate.asking import greedy, writing
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
+from graftline.stages.expected import Usage, Volume
+
+if TYPE_CHECKING:
+    from graftline.stages.lm.reader import Reader
 
 
 class AnswerLength(Metric):
@@ -35,6 +39,9 @@ class AnswerLength(Metric):
             )
             for answer in greedy(asked, examples, self.max_new_tokens)
         ]
+
+    def expected(self, rows: Volume, reader: Reader, tuned: bool) -> Usage:
+        return writing(rows, reader, self.max_new_tokens)
 
     def cell(
         self, predictions: Sequence[Prediction], examples: Sequence[Example], cluster: Sequence[int], seed: int

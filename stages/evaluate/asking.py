@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING
 
 from graftline.stages.errors import EngineFailed
 from graftline.stages.evaluate.metric import Asked, Example
+from graftline.stages.expected import Usage, Volume, prompt_turns
 
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Answer, Sampling
+    from graftline.stages.lm.reader import Reader
+
+
+def writing(rows: Volume, reader: Reader, most: int, like: float | None = None) -> Usage:
+    """What `plan` expects of an answer to each row: of at most so many tokens, `like` so many (None: nothing is
+    known)."""
+    prompt = rows.mean(lambda row: reader.asked(prompt_turns(row)))
+    return reader.usage(rows.count, prompt, reader.written(most, like), rows.mark)
 
 
 def greedy(asked: Asked, examples: Sequence[Example], max_new_tokens: int) -> list[Answer]:

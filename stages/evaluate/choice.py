@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftline.stages.errors import InvalidField
 from graftline.stages.evaluate.labelled import Labelled
 from graftline.stages.evaluate.metric import Asked, Example, Prediction
+from graftline.stages.expected import Usage, Volume, prompt_turns
+
+if TYPE_CHECKING:
+    from graftline.stages.lm.reader import Reader
 
 MOST = 256
 """Labels found in the rows: more are free text, and every row would be scored with every answer."""
@@ -53,6 +57,12 @@ class Choice(Labelled):
             found += [self.parsed(row, asked.labels) for row in scores]
             asked.tick(len(batch))
         return found
+
+    def expected(self, rows: Volume, reader: Reader, tuned: bool) -> Usage:
+        """Each label and its end of turn, after one reading of the prompt."""
+        labels = sum(reader.text(label) + 1 for label in self.labels_in(rows))
+        scored = rows.total(lambda row: reader.whole(prompt_turns(row), ask=True) + labels)
+        return Usage(rows.count, tokens_scored=scored, mark=rows.mark)
 
     @staticmethod
     def parsed(scores: Sequence[float], labels: Sequence[str]) -> Prediction:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, NothingKept, PromptTooLong, RowFault
-from graftline.stages.evaluate import interval
+from graftline.stages.evaluate import interval, pairs
 from graftline.stages.evaluate.choice import Choice
 from graftline.stages.evaluate.figure import Figure
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
 from graftline.stages.evaluate.requirement import Requirement
 from graftline.stages.evaluate.table import confusion, examples_of, faults, finite, flat, shown
-from graftline.stages.lineage import TRAINED_ON, refuse_leak
+from graftline.stages.expected import Expected, Given, Usage
+from graftline.stages.lineage import refuse_leak, trained_on
 from graftline.stages.lm.held import NONE, held_of
 from graftline.stages.lm.reference import base_of, refuse_other_bases
 from graftline.stages.rows import derived_seed
@@ -42,8 +43,9 @@ class Compare(Stage):
     Base and adapters answer through one engine, so that nothing but the adapter differs; "base" is the model without
     any adapter. An adapter that belongs on a quantised base answers on one; the report says so (`held`). Intervals
     (95 %) count the rows of a group as one draw. Rows that a column was trained on, or that descend from them, are
-    refused. The report has the values, the gains over the base, samples, a confusion table and
-    the digests; its metrics are `exact_match/base`, `exact_match/<name>` for each column, and `exact_match` (the last
+    refused. The report has the values, the gains over the base, what each two columns got right that the other did not
+    (with McNemar's exact test), which column was trained on more rows than which, samples, a confusion table and the
+    digests; its metrics are `exact_match/base`, `exact_match/<name>` for each column, and `exact_match` (the last
     column's).
 
     Args:
@@ -61,6 +63,7 @@ class Compare(Stage):
     """
 
     method = "evaluate.compare"
+    version = 2  # the report has pairs of columns
     origin = "a side-by-side table; no paper"
     makes = "report"
     whole_node = True
@@ -131,14 +134,19 @@ class Compare(Stage):
         """A requirement for `Service(requires=...)`: this number (see `metric`) is at least `value`."""
         return Requirement(figure=self.metric(name, of), least=value)
 
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        """The tokens are not known: they depend on the rows' texts."""
-        calls = rows["rows"] * len(self.metrics) * len(self.columns_shown) if "rows" in rows else None
-        return calls, None, None
+    def expected(self, given: Given) -> Expected:
+        """Every metric asks every column about all rows."""
+        rows, asked = given.rows(self.rows), Usage()
+        for column in self.columns_shown:
+            reader = given.reader(self.models.get(column, self.model))
+            tuned = column != BASE or self.model.kind == "adapter"
+            for metric in self.metrics:
+                asked += metric.expected(rows, reader, tuned)
+        return Expected(usage=asked)
 
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         table = inputs["rows"].rows(["id", "parents", "group", "messages", "answer"])
-        self._refuse_leaks(inputs, table)
+        trained = self._refuse_leaks(inputs, table)
         examples = examples_of(table)
         if not examples:
             raise NothingKept(
@@ -170,6 +178,8 @@ class Compare(Stage):
                     decoding |= metric.decoding(asked)
         report = {
             **self.report(examples, results),
+            "trained_on": {column: rows.num_rows for column, rows in trained.items()},
+            "beyond": pairs.beyond(trained),
             "rows_without_answer": table.num_rows - len(examples),
             "decoding": decoding,
             "seed": self.seed,
@@ -208,6 +218,19 @@ class Compare(Stage):
                 }
                 for metric in self.metrics
             },
+            "pairs": {
+                metric.figure: pairs.compared(
+                    {
+                        column: [
+                            metric.correct(*pair) for pair in zip(results[metric.figure][column], examples, strict=True)
+                        ]
+                        for column in columns
+                    },
+                    cluster,
+                )
+                for metric in self.metrics
+                if metric.judges
+            },
             "intervals": interval.described(cluster),
             "samples": [
                 {
@@ -244,17 +267,22 @@ class Compare(Stage):
             with context.engine(self.models[name]) as engine:
                 yield name, engine, "adapter" if self.models[name].kind == "adapter" else None
 
-    def _refuse_leaks(self, inputs: Mapping[str, Any], held_out: pa.Table) -> None:
-        """What was trained keeps the ids of its rows in `trained_on.parquet`; a model from elsewhere has none."""
+    def _refuse_leaks(self, inputs: Mapping[str, Any], held_out: pa.Table) -> dict[str, pa.Table]:
+        """What was trained keeps the ids of its rows in `trained_on.parquet`; a model from elsewhere has none. Answers
+        with the rows of each column that has some."""
         columns = {
-            f"{self.name}.model": inputs["model"],
-            **{f"{self.name}.adapters.{name}": made for name, made in inputs.get("adapters", {}).items()},
-            **{f"{self.name}.models.{name}": made for name, made in inputs.get("models", {}).items()},
+            BASE: (f"{self.name}.model", inputs["model"]),
+            **{name: (f"{self.name}.adapters.{name}", made) for name, made in inputs.get("adapters", {}).items()},
+            **{name: (f"{self.name}.models.{name}", made) for name, made in inputs.get("models", {}).items()},
         }
-        for where, made in columns.items():
+        found = {}
+        for column in self.columns_shown:
+            where, made = columns[column]
             trained = trained_on(made)
             if trained is not None:
                 refuse_leak(trained, held_out, where=where)
+                found[column] = trained
+        return found
 
 
 def predict(metric: Metric, asked: Asked, examples: Sequence[Example]) -> list[Prediction]:
@@ -268,14 +296,6 @@ def predict(metric: Metric, asked: Asked, examples: Sequence[Example]) -> list[P
             return [Prediction("", fault="prompt_too_long" if isinstance(error, PromptTooLong) else "not_askable")]
         half = len(examples) // 2
         return predict(metric, asked, examples[:half]) + predict(metric, asked, examples[half:])
-
-
-def trained_on(made: Artefact) -> pa.Table | None:
-    """Ids, parents and groups of the rows an artefact was trained on (None: it says nothing of training)."""
-    import pyarrow.parquet as pq
-
-    found = made.files(TRAINED_ON)
-    return pq.read_table(found[0], filesystem=made.filesystem) if found else None
 
 
 def longest_by(model: Artefact) -> Callable[[Sequence[str]], int]:

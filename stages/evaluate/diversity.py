@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from graftline.stages.evaluate import interval
-from graftline.stages.evaluate.asking import answers
+from graftline.stages.evaluate.asking import answers, writing
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
+from graftline.stages.expected import Usage, Volume
 from graftline.stages.rows import derived_seed
 from graftline.stages.specification import Paper
+
+if TYPE_CHECKING:
+    from graftline.stages.lm.reader import Reader
 
 ORDERS = range(1, 6)
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -58,6 +62,9 @@ class Diversity(Metric):
             for example in examples
         ]
         return [Prediction(answer.text) for answer in answers(asked, examples, samplings)]
+
+    def expected(self, rows: Volume, reader: Reader, tuned: bool) -> Usage:
+        return writing(rows, reader, self.max_new_tokens)
 
     def cell(
         self, predictions: Sequence[Prediction], examples: Sequence[Example], cluster: Sequence[int], seed: int

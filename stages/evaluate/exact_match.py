@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftline.stages.errors import EngineFailed
+from graftline.stages.evaluate.asking import writing
 from graftline.stages.evaluate.labelled import Labelled
 from graftline.stages.evaluate.metric import Asked, Example, Prediction
 from graftline.stages.evaluate.text import normalised
+from graftline.stages.expected import Usage, Volume, answer_of
+
+if TYPE_CHECKING:
+    from graftline.stages.lm.reader import Reader
 
 SPARE = 4
 """Tokens beyond the longest label: room for final punctuation and the end of the turn, not for an explanation."""
@@ -40,6 +45,11 @@ class ExactMatch(Labelled):
         ]
         answers = asked.engine.generate(requests, on_answer=lambda answer: asked.tick(1))
         return [self.parsed(answer.text, answer.finish, asked.labels) for answer in answers]
+
+    def expected(self, rows: Volume, reader: Reader, tuned: bool) -> Usage:
+        """An untuned model does not stop at a label."""
+        most = round(max(map(reader.text, self.labels_in(rows)), default=1)) + SPARE
+        return writing(rows, reader, most, rows.mean(lambda row: reader.text(answer_of(row))) if tuned else most)
 
     @staticmethod
     def parsed(text: str, finish: str, labels: Sequence[str]) -> Prediction:

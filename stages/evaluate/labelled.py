@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from graftline.stages.errors import InvalidField
 from graftline.stages.evaluate.metric import Example, Metric
 from graftline.stages.evaluate.text import normalised
+from graftline.stages.expected import Volume, answer_of
 
 
 class Labelled(Metric):
@@ -30,6 +31,10 @@ class Labelled(Metric):
                 if other := seen.get(normalised(choice)):
                     raise InvalidField(f"{other!r} and {choice!r} are read as the same label", where=where)
                 seen[normalised(choice)] = choice
+
+    def labels_in(self, rows: Volume) -> tuple[str, ...]:
+        """For `plan`: the labels, as far as a sample of the rows has them."""
+        return self.choices or tuple(sorted({answer_of(row) for row in rows.sample} - {""}))
 
     def labels(self, examples: Sequence[Example]) -> tuple[str, ...]:
         """`choices`, else the rows' distinct answers."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftline.stages.evaluate import measured
 from graftline.stages.evaluate.metric import Asked, Example, Metric, Prediction
+from graftline.stages.expected import Row, Usage, Volume, prompt_turns, turns_of
+
+if TYPE_CHECKING:
+    from graftline.stages.lm.reader import Reader
 
 BATCH = 16
 
@@ -45,6 +49,21 @@ class Loss(Metric):
                 found.append(Prediction("", fault=fault, value=mean if known else None, weight=float(len(own))))
             asked.tick(len(batch))
         return found
+
+    def expected(self, rows: Volume, reader: Reader, tuned: bool) -> Usage:
+        """Where an assistant spoke before, what was said until then is scored, too."""
+
+        def earlier(row: Row) -> bool:
+            return any(turn["role"] == "assistant" for turn in prompt_turns(row))
+
+        talked = rows.only(earlier)
+        scored = rows.total(lambda row: reader.whole(turns_of(row), ask=True))
+        again = talked.total(lambda row: reader.whole(prompt_turns(row), ask=True))
+        if not talked.sample:
+            return Usage(rows.count, tokens_scored=scored, mark=rows.mark)
+        return Usage(rows.count, tokens_scored=scored, mark=rows.mark) + Usage(
+            talked.count, tokens_scored=again, mark=talked.mark
+        )
 
     def cell(
         self, predictions: Sequence[Prediction], examples: Sequence[Example], cluster: Sequence[int], seed: int

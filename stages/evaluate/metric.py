@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftline.stages.evaluate import interval
 from graftline.stages.evaluate.text import normalised
+from graftline.stages.expected import UNKNOWN, Usage, Volume
 from graftline.stages.specification import Plug
 
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Engine
+    from graftline.stages.lm.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,10 @@ class Metric(Plug):
     def predict(self, asked: Asked, examples: Sequence[Example]) -> list[Prediction]:
         """One prediction for each example, in order. May be called for some of the rows alone."""
         raise NotImplementedError(f"{type(self).__name__}.predict")
+
+    def expected(self, rows: Volume, reader: Reader, tuned: bool) -> Usage:
+        """For `plan`: what it asks one column about rows; `tuned`: whether the column has learnt to answer."""
+        return replace(UNKNOWN, requests=rows.count, mark=rows.mark)
 
     def correct(self, prediction: Prediction, example: Example) -> bool | None:
         """Whether the label a prediction stands for is the reference (None: nobody can tell; it counts for nothing)."""

@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from graftline.stages.expected import (
+    FILLER,
+    UNKNOWN,
+    Expected,
+    Given,
+    Volume,
+    answered,
+    average,
+    product,
+)
 from graftline.stages.generate.bm25 import Bm25, terms
 from graftline.stages.generate.children import Children, question_of
 from graftline.stages.generate.passage_prompts import ANSWER, ASK, POINTING, cited_in, grounding, questions_in
@@ -24,6 +34,10 @@ if TYPE_CHECKING:
     from graftline.stages.lm.engine import Answer, Request, Sampling
 
 LEAST_WORDS = 3
+ASKED = 0.8
+"""Share of the questions that are worth an answer, before anything is known."""
+QUESTION, SENTENCES = 15, 50
+"""Tokens of a question, and of an answer in a few sentences, before anything is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +172,25 @@ class DocQa(Rounds):
         for made in state.made:
             nearest = made.row["nearest_id"]
             yield Made({**made.row, "nearest_id": state.ids.get(nearest)}, made.outcome, made.reason)
+
+    def expected(self, given: Given) -> Expected:
+        """Each passage is asked for `count` questions, and most of these for an answer; how many answers rest on their
+        passages cannot be known."""
+        rows, reader = given.rows(self.documents), given.reader(self.teacher)
+        found = [cut(question_of(row.get("messages")), self.passage_words) for row in rows.sample]
+        passages = product(rows.count, average([len(each) for each in found]))
+        made = answered({"messages": turns(None, (FILLER * QUESTION).strip())}, SENTENCES)
+        volume = Volume(product(passages, self.count), (made,), "<=")
+        length = average([reader.asked(turns(None, text)) for each in found for text in each])
+        if length is None:
+            return Expected(volume, UNKNOWN)
+        listing = reader.text(ASK) + length
+        asking = reader.text(ANSWER) + length * self.top_k + QUESTION
+        listed = reader.written(self.max_new_tokens, QUESTION * self.count)
+        usage = reader.usage(passages, listing, listed, rows.mark, self.retries)
+        answering = reader.written(self.max_new_tokens, SENTENCES)
+        usage += reader.usage(product(passages, self.count, ASKED), asking, answering, "~", self.retries)
+        return Expected(volume, usage)
 
     def _read(self, question: Question, text: str, cut_off: bool) -> Any:
         about = question.about

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, RequestError
+from graftline.stages.expected import Expected, Given, answer_of, average, unanswered
 from graftline.stages.generate.children import Children, question_of
 from graftline.stages.generate.expansion import EXPAND, PAIR, Expansion, apportioned
 from graftline.stages.generate.questions import Question, Questions, Reply, turns
@@ -151,11 +153,20 @@ class Expand(Rounds):
     def finish(self, state: Expansion) -> Iterable[Made]:
         return state.made
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int:
-        return self.count
-
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        return math.ceil(self.count / EXPECTED / self.outputs), None, None
+    def expected(self, given: Given) -> Expected:
+        """Outputs are about as long as the seeds that are shown."""
+        rows, reader = given.rows(self.seeds), given.reader(self.teacher)
+        seeds = [{"text": question_of(row.get("messages")), "answer": answer_of(row)} for row in rows.sample]
+        prompts = [
+            reader.asked(turns(None, self._asked(seeds[start : start + self.examples])))
+            for start in range(0, len(seeds), self.examples)
+        ]
+        like = average([reader.text(f"{self._example(seed)}\n") for seed in seeds])
+        requests = math.ceil(self.count / EXPECTED / self.outputs)
+        written = reader.written(self.max_new_tokens, like=None if like is None else like * self.outputs)
+        asked = reader.usage(requests, average(prompts), written, "~", self.retries)
+        bare = rows if self.pairs else replace(rows, sample=tuple(map(unanswered, rows.sample)))
+        return Expected(bare.like(self.count, "~"), asked)
 
     def _take(self, state: Expansion, reply: Reply, instruction: str, response: str) -> None:
         category, shown = reply.question.about

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from graftline.stages.expected import Expected, Given, Row, answer_of
 from graftline.stages.generate.children import GENERATED, prompt_of
 from graftline.stages.rows import PREFERENCE, Columns, canonical, join_groups, row_id
 from graftline.stages.shapes import Made, Source
@@ -47,8 +48,14 @@ class RatedPairs(Source):
     def columns_made(self) -> Columns:
         return {**PREFERENCE, **self.adds}
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | None:
-        return None
+    def expected(self, given: Given) -> Expected:
+        """Every two answers to a prompt make a pair, unless they are rated the same. Where a sample of many rows has no
+        two answers to one, nothing is known."""
+        rows = given.rows(self.candidates)
+        prompts = rows.groups(lambda row: canonical(prompt_of(row.get("messages")))) or 0
+        answers = (rows.count or 0) / prompts if prompts else 0.0
+        pairs = round(prompts * answers * (answers - 1) / 2) if answers > 1 else None
+        return Expected(rows.like(pairs, "<=", _paired))
 
     def make_rows(self, context: Context, **inputs: Artefact) -> Iterator[Made]:
         prompts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -79,3 +86,8 @@ class RatedPairs(Source):
             "margin": float(better[self.by] - worse[self.by]),
         }
         return Made(row, "filtered", "chosen and rejected are the same") if chosen == rejected else Made(row)
+
+
+def _paired(row: Row) -> Row:
+    """A pair as `plan` sees it: two answers of the same length."""
+    return {"prompt": prompt_of(row.get("messages")), "chosen": answer_of(row), "rejected": answer_of(row)}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from graftline.stages.expected import Expected, Given, unanswered
 from graftline.stages.generate.children import Children, prompt_of, question_of
-from graftline.stages.generate.questions import Question, Questions, Unreadable, turns
+from graftline.stages.generate.questions import Question, Questions, Turns, Unreadable, turns
 from graftline.stages.generate.rouge import rouge_l, words
 from graftline.stages.generate.tagged import tag, tagged
 from graftline.stages.rows import Columns
@@ -90,8 +91,7 @@ class Refine(Rounds):
                 made = self._row(state, row, prompt, {"round": 0, "seed": None})
                 state.made.append(Made(made, "failed", "has no instruction"))
                 continue
-            asked = turns(None, REFINE.format(instruction=tag("answer", instruction)))
-            state.questions.ask(Question(row["id"], asked, sampling, (row, prompt)))
+            state.questions.ask(Question(row["id"], _asked(instruction), sampling, (row, prompt)))
         return state
 
     def propose(self, state: Refined, round: int) -> Sequence[Request]:
@@ -115,11 +115,18 @@ class Refine(Rounds):
     def finish(self, state: Refined) -> Iterable[Made]:
         return state.made
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | None:
-        return rows.get("seeds")
-
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        return rows.get("seeds"), None, None
+    def expected(self, given: Given) -> Expected:
+        """A refined instruction is about as long as the one it comes from."""
+        rows, reader = given.rows(self.seeds), given.reader(self.teacher)
+        prompt = rows.mean(lambda row: reader.asked(_asked(question_of(row.get("messages")))))
+        written = rows.mean(
+            lambda row: reader.written(
+                self.max_new_tokens, like=reader.text(tag("answer", question_of(row.get("messages"))))
+            )
+        )
+        return Expected(
+            rows.like(rows.count, "<=", unanswered), reader.usage(rows.count, prompt, written, rows.mark, self.retries)
+        )
 
     def _read(self, question: Question, text: str, cut_off: bool) -> str:
         found = tagged(text)
@@ -131,3 +138,7 @@ class Refine(Rounds):
         self, state: Refined, row: Mapping[str, Any], messages: Sequence[Mapping[str, str]], gen: Mapping[str, Any]
     ) -> dict[str, Any]:
         return state.children.row([row], messages, gen, op="refine", reference=row["answer"])
+
+
+def _asked(instruction: str) -> Turns:
+    return turns(None, REFINE.format(instruction=tag("answer", instruction)))

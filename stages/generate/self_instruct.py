@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from graftline.stages.errors import RequestError
+from graftline.stages.expected import Expected, Given, answer_of, average
 from graftline.stages.generate.children import model_name
 from graftline.stages.generate.drafts import Drafts, Seed
 from graftline.stages.generate.rouge import words
@@ -159,13 +160,22 @@ class SelfInstruct(Rounds):
     def finish(self, state: Drafts) -> Iterable[Made]:
         return state.outcomes()
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int:
-        return self.count
-
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int, int, int]:
-        """An example has about as many tokens as a draft."""
-        calls, tokens = math.ceil(self.count / EXPECTED * 1.1), math.ceil(self.max_new_tokens * 0.6)
-        return calls, calls * (45 + self.examples * tokens), calls * tokens
+    def expected(self, given: Given) -> Expected:
+        """Drafts are about as long as the seeds that the teacher sees."""
+        rows, reader = given.rows(self.seeds), given.reader(self.teacher)
+        seeds: dict[str, list[Seed]] = defaultdict(list)
+        lengths = []
+        for row in rows.sample:
+            seed = _seed({"id": "", "group": "", "answer": answer_of(row), **row})
+            seeds[seed.answer].append(seed)
+            lengths.append(reader.written(self.max_new_tokens, like=reader.text(seed.text)))
+        prompts = [
+            reader.asked(self._messages(answer), numbered(answer, some[start : start + self.examples]))
+            for answer, some in seeds.items()
+            for start in range(0, max(1, len(some) - self.examples + 1), self.examples)
+        ]
+        asked = reader.usage(math.ceil(self.count / EXPECTED * 1.1), average(prompts), average(lengths), "~")
+        return Expected(rows.like(self.count, "~", reader.rewritten), asked)
 
     def _shown(self, seeds: Sequence[Seed], slot: str) -> tuple[Seed, ...]:
         """The examples of a slot: those whose ids hash smallest with it."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from graftline.stages.errors import RequestError
+from graftline.stages.expected import UNKNOWN, Expected, Given, Volume, answered, product
 from graftline.stages.generate.children import Children, question_of
 from graftline.stages.generate.instances import (
     INPUT_FIRST,
@@ -47,6 +48,8 @@ LISTED = 8
 WRITTEN = 8
 """Tasks that a reply is expected to hold."""
 EXPECTED, LEAST = 0.5, 0.1
+INSTANCES = 2
+"""Rows of a task, of which there may be five, before anything is known; input and output are as long as tasks."""
 
 
 class SelfInstructTasks(Rounds):
@@ -161,9 +164,26 @@ class SelfInstructTasks(Rounds):
             nearest = state.ids.get(made.row["nearest_id"])
             yield Made({**made.row, "nearest_id": nearest}, made.outcome, made.reason)
 
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        """The lists, then two calls for each task."""
-        return math.ceil(self.count / (EXPECTED * WRITTEN)) + 2 * self.count, None, None
+    def expected(self, given: Given) -> Expected:
+        """The lists, then two questions about each task: of which kind it is, and for its instances."""
+        rows, reader = given.rows(self.seeds), given.reader(self.teacher)
+        texts = [one_line(question_of(row.get("messages"))) for row in rows.sample]
+        if not texts:
+            return Expected(Volume(product(self.count, INSTANCES), (), "~"), replace(UNKNOWN, requests=self._requests))
+        length = sum(map(reader.text, texts)) / len(texts)
+        pieces = reader.written(self.max_new_tokens, like=2 * length * INSTANCES)
+        kind, form = (reader.asked(each) + length for each in (kind_asked(""), turns(None, INPUT_FIRST)))
+        lists, shown = self._requests - 2 * self.count, length * LISTED
+        listing = reader.asked(turns(None, WRITE)) + shown
+        usage = reader.usage(lists, listing, reader.written(self.max_new_tokens, shown), "~")
+        usage += reader.usage(self.count, kind, reader.written(8, like=2), retries=self.retries)
+        usage += reader.usage(self.count, form, pieces, retries=self.retries)
+        made = rows.like(product(self.count, INSTANCES), "~", lambda row: answered(row, pieces / INSTANCES))
+        return Expected(made, usage)
+
+    @property
+    def _requests(self) -> int:
+        return math.ceil(self.count / (EXPECTED * WRITTEN)) + 2 * self.count
 
     def _read(self, question: Question, text: str, cut_off: bool) -> Any:
         if not isinstance(question.about, Task):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, RequestError, WorldError
+from graftline.stages.expected import Expected, Given, answered, product, worst
 from graftline.stages.generate.children import Children, prompt_of, question_of
 from graftline.stages.generate.hints import hinted
 from graftline.stages.generate.questions import CUT_OFF, Question, Questions
@@ -139,27 +140,35 @@ class Star(Rounds):
     def finish(self, state: Rationales) -> Iterable[Made]:
         return state.made
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | None:
-        return rows.get("questions")
-
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        """About half of the questions are asked twice."""
-        return (round(rows["questions"] * (1 + self.rationalise / 2)) if "questions" in rows else None), None, None
+    def expected(self, given: Given) -> Expected:
+        """About half of the questions are asked twice; how many rationales are right cannot be known."""
+        rows, reader = given.rows(self.questions), given.reader(self.model)
+        written = reader.written(self.max_new_tokens)
+        requests = product(rows.count, 1 + self.rationalise / 2)
+        prompt = rows.mean(lambda row: reader.asked(self._turns(row, prompt_of(row.get("messages")), False)[0]))
+        asked = reader.usage(requests, prompt, written, worst(rows.mark, "~"))
+        return Expected(rows.like(rows.count, "<=", lambda row: answered(row, written)), asked)
 
     def _ask(self, state: Rationales, row: Mapping[str, Any], prompt: Sequence[Mapping[str, str]], hint: bool) -> None:
         from graftline.stages.lm.engine import Sampling
 
+        turns, hints = self._turns(row, prompt, hint)
+        sampling = Sampling(self.temperature, self.top_p, self.max_new_tokens)
+        key = f"{row['id']}/{'hint' if hint else 'alone'}"
+        state.questions.ask(Question(key, turns, sampling, (row, prompt, hints)))
+
+    def _turns(
+        self, row: Mapping[str, Any], prompt: Sequence[Mapping[str, str]], hint: bool
+    ) -> tuple[tuple[Mapping[str, str], ...], str]:
+        """What is asked, and the hint that is in it."""
         turns, hints = [turn for turn in prompt if turn["role"] == "system"], ""
         for shot in self.shots:
             said, _ = hinted(shot.question, shot.answer) if hint else (shot.question, "")
             turns += [self._question(said), {"role": "assistant", "content": shot.rationale}]
-        said = prompt[-1]["content"]
+        said = prompt[-1]["content"] if prompt else ""
         if hint:
             said, hints = hinted(said, marked(row["answer"]) or row["answer"].strip())
-        turns += [*(turn for turn in prompt[:-1] if turn["role"] != "system"), self._question(said)]
-        sampling = Sampling(self.temperature, self.top_p, self.max_new_tokens)
-        key = f"{row['id']}/{'hint' if hint else 'alone'}"
-        state.questions.ask(Question(key, tuple(turns), sampling, (row, prompt, hints)))
+        return (*turns, *(turn for turn in prompt[:-1] if turn["role"] != "system"), self._question(said)), hints
 
     def _question(self, said: str) -> Mapping[str, str]:
         instruction = f"\n\n{self.instruction}" if self.instruction else ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField
+from graftline.stages.expected import SAMPLE, Expected, Given, Volume, answered, product, spread
 from graftline.stages.generate.children import Children, prompt_of, question_of
 from graftline.stages.generate.questions import CUT_OFF, Question, Questions
 from graftline.stages.generate.rules import phrases
@@ -140,12 +141,13 @@ class TeacherResponses(Rounds):
     def finish(self, state: Responses) -> Iterable[Made]:
         return state.made
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | None:
-        return self.n * rows["prompts"] if "prompts" in rows else None
-
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        calls = self.n * rows["prompts"] if "prompts" in rows else None
-        return calls, None, None
+    def expected(self, given: Given) -> Expected:
+        rows, reader = given.rows(self.prompts), given.reader(self.teacher)
+        requests, written = product(self.n, rows.count), reader.written(self.max_new_tokens)
+        prompt = rows.mean(lambda row: reader.asked(prompt_of(row.get("messages"))))
+        some = spread(rows.sample, max(1, SAMPLE // self.n))
+        made = tuple(answered(row, written) for row in some for _ in range(self.n))
+        return Expected(Volume(requests, made, "<="), reader.usage(requests, prompt, written, rows.mark))
 
 
 def _plain(text: str) -> str:

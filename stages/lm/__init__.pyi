@@ -6,3 +6,4 @@ from graftline.stages.lm.endpoint_engine import EndpointEngine as EndpointEngine
 from graftline.stages.lm.engine import Engine as Engine
 from graftline.stages.lm.llm import Llm as Llm
 from graftline.stages.lm.pressure import Pressure as Pressure
+from graftline.stages.lm.reader import Reader as Reader

@@ -31,7 +31,8 @@ class Endpoint(Stage):
         prefix: how a request whose answer is already begun is sent: `ask` asks in the user's turn to go on from the
             text, which any server understands; `continue` sends it as an unfinished assistant turn the way vLLM and
             SGLang take it (`continue_final_message`), `mark` the way Mistral and DeepSeek do (`prefix: true`).
-        concurrency: requests in flight at most, of one worker; how many there are follows what the server takes.
+        concurrency: requests in flight at most, of the whole run, all its workers together; how many there are
+            follows what the server takes.
         timeout: seconds a request may take.
         patience: seconds without any answer after which the stage stops.
         retries: how often one request that fails is sent again while others are answered.

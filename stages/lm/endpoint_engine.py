@@ -1,8 +1,9 @@
 """The endpoint engine: an OpenAI-compatible server behind the engine's protocol.
 
-Threads send requests through one gate (`pressure.py`). An error is told apart by whose fault it is: of the request (a
-`RowFault` or `PromptTooLong`, after all others are answered, and those answers are not paid for again), of everything
-that is asked (`EndpointRefused`, at once), or of the world (asked again, then `EngineFailed`).
+Threads send requests through a gate (`pressure.py`), which all engines of a run share. An error is told apart by whose
+fault it is: of the request (a `RowFault` or `PromptTooLong`, after all others are answered, and those answers are not
+paid for again), of everything that is asked (`EndpointRefused`, at once), or of the world (asked again, then
+`EngineFailed`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from graftline.stages.errors import (
 from graftline.stages.lm.chat_completions import Again, PricedAnswer, answer_of, body_of, fault_of, refused_key
 from graftline.stages.lm.endpoint import Endpoint, no_logprobs
 from graftline.stages.lm.engine import Answer, Messages, Request
-from graftline.stages.lm.pressure import Pressure, pause
+from graftline.stages.lm.pressure import LOOK_AROUND, Gate, Pressure, pause
 from graftline.stages.rows import digest
 
 LOOK_UP = 5.0
@@ -57,18 +58,18 @@ class EndpointEngine:
     Args:
         endpoint: what was asked for.
         adapters: none; a server has its own.
-        pressure: the gate (None: one of its own).
+        gate: what its requests go through (None: one of its own).
     """
 
     reproducible = False
     why = "answered by a server, which may answer differently next time"
 
-    def __init__(self, endpoint: Endpoint, adapters: Mapping[str, Path], pressure: Pressure | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, adapters: Mapping[str, Path], gate: Gate | None = None) -> None:
         self.endpoint, self.model = endpoint, endpoint.model
         self.digest = hashlib.sha256(f"endpoint:{endpoint.model}".encode()).hexdigest()
         for name, place in adapters.items():
             self.load_adapter(name, place)
-        self.pressure = pressure or Pressure(endpoint.model, endpoint.concurrency, endpoint.patience)
+        self.gate: Gate = gate or Pressure(endpoint.model, endpoint.concurrency, endpoint.patience)
         key = _key(endpoint)
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -80,35 +81,51 @@ class EndpointEngine:
         self._unclaimed: dict[str, Answer] = {}
         """Answers to requests of a call that then failed, by what was asked."""
         self._cancelled: set[str] = set()
+        self._calls: set[Stop] = set()
+        self._going = threading.Event()
+        self._going.set()
         self._closed = False
 
     def generate(self, requests: Sequence[Request], on_answer: Callable[[Answer], None] | None = None) -> list[Answer]:
         for request in requests:
             self._refuse_adapter(request.adapter)
         found: dict[int, Answer] = {}
+        telling = False
         stop, faults = Stop(), list[tuple[int, GraftlineError]]()
         flying: dict[Future[Answer], int] = {}
+        self._calls.add(stop)
         try:
-            for place, request in enumerate(requests):
-                flying[self._submitted(request, stop)] = place
-            left: set[Future[Answer]] = set(flying)
-            while left:
-                done, left = wait(left, return_when=FIRST_COMPLETED)
-                for each in done:
-                    try:
-                        found[flying[each]] = each.result()
-                    except (RowFault, PromptTooLong) as error:
-                        faults.append((flying[each], error))
-                        continue
-                    if on_answer is not None:
-                        on_answer(found[flying[each]])
+            waiting, left = list(enumerate(requests))[::-1], set[Future[Answer]]()
+            while waiting or left:
+                # No more at once than may be in flight: what is answered but not told yet is lost in a kill.
+                while waiting and len(left) < self.endpoint.concurrency:
+                    place, request = waiting.pop()
+                    left.add(future := self._submitted(request, stop))
+                    flying[future] = place
+                each = next(iter(wait(left, return_when=FIRST_COMPLETED).done))
+                left.remove(each)
+                try:
+                    found[flying[each]] = each.result()
+                except (RowFault, PromptTooLong) as error:
+                    faults.append((flying[each], error))
+                    continue
+                if on_answer is not None:
+                    telling = True
+                    on_answer(found[flying[each]])
+                    telling = False
         except BaseException as error:
             stop.because(error)
             for each in flying:
                 each.cancel()
             wait(flying)
             self._keep(requests, flying, {} if on_answer is not None else found)
+            if on_answer is not None and not telling:  # what was in flight and got its answer all the same
+                for each, place in flying.items():
+                    if place not in found and not each.cancelled() and each.exception() is None:
+                        on_answer(each.result())
             raise stop.why or error from None
+        finally:
+            self._calls.discard(stop)
         if faults:
             self._keep(requests, {}, {} if on_answer is not None else found)
             raise min(faults, key=lambda fault: fault[0])[1]
@@ -159,18 +176,20 @@ class EndpointEngine:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        self.pressure.hold(True)
+        self._going.clear()
         try:
             yield
         finally:
-            self.pressure.hold(False)
+            self._going.set()
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self.pressure.stop("the engine is closed", "open it again")
+            for stop in list(self._calls):
+                stop.because(EngineFailed("the engine is closed", where=self.model, do="open it again"))
             self._threads.shutdown(wait=False)  # what waits ends at the gate
             self._http.close()
+            self.gate.close()
 
     def __enter__(self) -> Self:
         return self
@@ -222,14 +241,18 @@ class EndpointEngine:
             if request.id in self._cancelled:
                 self._cancelled.discard(request.id)
                 return PricedAnswer(request.id, "", "cancelled", 0, 0)
-            entered = self.pressure.enter(stop, rest)
+            entered = self.gate.enter(stop, rest)
+            if not self._going.is_set():
+                self.gate.left()
+                self._going.wait(LOOK_AROUND)
+                continue
             try:
                 answer = self._sent(request)
             except Again as again:
-                self.pressure.pushed_back(entered, again.why, again.after, again.busy)
+                answers = self.gate.pushed_back(entered, again.why, again.after, again.busy)
                 # While nobody is answered it is no fault of this request.
-                if not again.busy and self.pressure.answers != seen:
-                    failures, seen = failures + 1, self.pressure.answers
+                if not again.busy and answers != seen:
+                    failures, seen = failures + 1, answers
                 rest = 0.0 if again.busy else pause(failures)
                 if failures > self.endpoint.retries:
                     raise EngineFailed(
@@ -238,13 +261,13 @@ class EndpointEngine:
                         do="look at the server's log; run it again",
                     ) from None
             except (RowFault, PromptTooLong):
-                self.pressure.answered()
+                self.gate.answered()
                 raise
             except BaseException:
-                self.pressure.left()
+                self.gate.left()
                 raise
             else:
-                self.pressure.answered()
+                self.gate.answered()
                 return answer
 
     def _sent(self, request: Request) -> Answer:

@@ -76,6 +76,13 @@ class Llm(Stage):
         if self.model not in BUILT_IN:
             model_files.refuse_embedding_model(Path(file(self.model)), self.model)
 
+    def at_hand(self, file: Callable[[str], str]) -> Path | None:
+        """Its files, where this machine has them before it is made; `file` makes a path absolute."""
+        if self.model == smollm2.NAME:
+            return smollm2.at_hand()
+        found = Path(file(self.model))
+        return found if found.is_dir() else None
+
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         folder = out / "model"
         folder.mkdir(parents=True)

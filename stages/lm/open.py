@@ -12,6 +12,7 @@ from graftline.stages.lm.endpoint import Endpoint
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Engine
     from graftline.stages.lm.llm import Llm
+    from graftline.stages.lm.pressure import Gate
 
 
 def open_engine(
@@ -21,6 +22,7 @@ def open_engine(
     *,
     threads: int | None = None,
     held: str | None = None,
+    gate: Gate | None = None,
 ) -> Engine:
     """The engine of a model; close it, or use it as a context manager.
 
@@ -32,6 +34,7 @@ def open_engine(
         adapters: name → PEFT directory, loaded from the start.
         threads: of torch, for the whole process (None: as they are).
         held: how the base is held (`none`, `nf4`), whatever the adapters say (None: as all of them say).
+        gate: what requests to a server go through (None: one of the engine's own).
 
     Raises:
         WrongKind: the stage is no language model.
@@ -42,7 +45,7 @@ def open_engine(
     if isinstance(llm, Endpoint):
         from graftline.stages.lm.endpoint_engine import EndpointEngine
 
-        return EndpointEngine(llm, adapters or {})
+        return EndpointEngine(llm, adapters or {}, gate)
     if not hasattr(llm, "engine"):
         raise WrongKind(f"{llm.name} is no language model, nor made from one", do="name an Llm, or a tuned one")
     if llm.engine == "scripted":

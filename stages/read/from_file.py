@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, RequestError, RowFault
+from graftline.stages.expected import Expected, Given, Row, Volume, spread
 from graftline.stages.read.conversation import checked, messages_of, preference_of
 from graftline.stages.read.template import check_template, fill, text_of, value_of
 from graftline.stages.rows import FIXED, PREFERENCE, Columns, canonical, group_value, row_id
@@ -20,6 +22,9 @@ from graftline.stages.shapes import Made, Source
 from graftline.stages.specification import Pins
 from graftline.stages.stage import Context
 
+READ, LARGE = 512, 1 << 20
+"""Rows, and characters, of which a sample is taken."""
+NOT_TEXT = ("id", "parents", "group", "source", "gen")
 Shape = Literal["auto", "messages", "prompt", "alpaca", "sharegpt", "preference"]
 
 
@@ -108,10 +113,24 @@ class FileSource(Source):
             if made.outcome == "kept" and not unseen:
                 return
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | None:
-        path = file(self.path)
-        count = None if "://" in path or not os.path.isfile(path) else self.count(path)
-        return count if count is None or self.limit is None else min(count, self.limit)
+    def expected(self, given: Given) -> Expected:
+        path = given.file(self.path)
+        if "://" in path or not os.path.isfile(path):
+            return Expected(Volume())
+        return Expected(Volume(self.count(path), tuple(self.sampled(path))).at_most(self.limit))
+
+    def sampled(self, path: str) -> list[Row]:
+        """Some rows of a local file, from all over its beginning: labels often come one after the other."""
+        found: list[Row] = []
+        size = 0
+        with contextlib.suppress(RequestError):  # that nothing can be read is told elsewhere
+            for made in islice(self.read(path), READ):
+                if made.outcome == "kept":
+                    found.append({name: value for name, value in made.row.items() if name not in NOT_TEXT})
+                    size += len(str(made.row))
+                if size > LARGE:
+                    break
+        return spread(found)
 
     def make_rows(self, context: Context, **inputs: Any) -> Iterator[Made]:
         yield from self.read(context.file(self.path))

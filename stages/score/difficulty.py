@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from graftline.stages.expected import Expected, Given, Usage, answer_of, product, turns_of, worst
 from graftline.stages.lm.reference import refuse_endpoint
 from graftline.stages.score.asking import asked, finite, mean, said
 from graftline.stages.score.perplexity import perplexity_of, unprompted
@@ -48,6 +50,17 @@ class Difficulty(Scorer):
 
     def check(self) -> None:
         refuse_endpoint(self.model, where="Difficulty.model", why="it tells no log-probabilities of given text")
+
+    def expected(self, given: Given) -> Expected:
+        """Each row is asked about, and each different answer alone."""
+        rows, reader = given.rows(self.rows), given.reader(self.model)
+        alone = rows.distinct(answer_of)
+        scored = (
+            rows.total(lambda row: reader.whole(turns_of(row), ask=True)),
+            product(alone, rows.mean(lambda row: reader.whole(unprompted(turns_of(row)), ask=True))),
+        )
+        asked = [Usage(each, tokens_scored=tokens) for each, tokens in zip((rows.count, alone), scored, strict=True)]
+        return Expected(rows, replace(asked[0] + asked[1], mark=worst(rows.mark, "~")))
 
     def score_rows(self, table: pa.Table, context: Context) -> Mapping[str, Sequence[Any]]:
         rows = [said(turns) for turns in table["messages"].to_pylist()]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField
+from graftline.stages.expected import Expected, Given, Row, Usage, product, turns_of
 from graftline.stages.lm.reference import refuse_endpoint
 from graftline.stages.rows import Columns, digest
 from graftline.stages.score.asking import asked, said
@@ -34,6 +35,8 @@ JSON_RULE = (
     " {shape}"
 )
 NUMBER_RULE = "Reply with one whole number from {lowest} (worst) to {highest} (best) and nothing else."
+WHY = 25
+"""Tokens of a sentence."""
 CORRECTION = "That cannot be read: {fault}. Reply again, with the JSON object alone."
 
 
@@ -99,6 +102,30 @@ class LlmJudge(Scorer):
     def columns_added(self) -> Columns:
         scores = {f"judge_{name}": "float64" for name in self.dimensions}
         return {"judge": "float64", **scores, "judge_why": "string", "judge_by": "string"}
+
+    def expected(self, given: Given) -> Expected:
+        """An answer names each dimension and says why in a sentence."""
+        rows, reader = given.rows(self.rows), given.reader(self.judge)
+
+        def shown(row: Row) -> str:
+            reference = None if self.reference is None else str(row.get(self.reference) or "")
+            return self._shown(turns_of(row) or ({"role": "assistant", "content": ""},), reference)
+
+        if self.read == "expected":
+            scale = [{"role": "assistant", "content": str(value)} for value in self._scale]
+            more = sum(reader.whole([each]) for each in scale)
+            scored = rows.total(
+                lambda row: sum(
+                    reader.whole(self._question(shown(row), question), ask=True) + more
+                    for question in self.dimensions.values()
+                )
+            )
+            requests = product(rows.count, len(self.dimensions))
+            return Expected(rows, Usage(requests, tokens_scored=scored, mark=rows.mark))
+        said = self._request("", "").messages[-1]["content"]
+        written = reader.written(self.max_new_tokens, like=reader.text(said[said.rindex("{") :]) + WHY)
+        prompt = rows.mean(lambda row: reader.asked(self._request("", shown(row)).messages))
+        return Expected(rows, reader.usage(rows.count, prompt, written, rows.mark, self.retries))
 
     @property
     def rubric(self) -> str:
@@ -168,16 +195,8 @@ class LlmJudge(Scorer):
         return scores, str(value.get("why", ""))
 
     def _expected(self, engine: Engine, shown: Mapping[int, str]) -> dict[int, tuple[Any, str]]:
-        scale = [str(value) for value in range(self.lowest, self.highest + 1)]
-        rule = NUMBER_RULE.format(lowest=self.lowest, highest=self.highest)
-        prompts = [
-            [
-                {"role": "system", "content": SYSTEM},
-                {"role": "user", "content": f"{text}\n\nJudge the answer: {question}\n\n{rule}"},
-            ]
-            for text in shown.values()
-            for question in self.dimensions.values()
-        ]
+        scale = self._scale
+        prompts = [self._question(text, question) for text in shown.values() for question in self.dimensions.values()]
         found = asked(lambda some: engine.choice_logprobs(some, [scale] * len(some)), prompts)
         values = [None if each is None else mean_of_scale(each, self.lowest) for each in found]
         scores: dict[int, tuple[Any, str]] = {}
@@ -190,6 +209,18 @@ class LlmJudge(Scorer):
                 else ({}, "no score: the judge cannot be asked")
             )
         return scores
+
+    @property
+    def _scale(self) -> list[str]:
+        return [str(value) for value in range(self.lowest, self.highest + 1)]
+
+    def _question(self, text: str, question: str) -> list[dict[str, str]]:
+        """What is asked about one dimension where the scale is read from probabilities."""
+        rule = NUMBER_RULE.format(lowest=self.lowest, highest=self.highest)
+        return [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": f"{text}\n\nJudge the answer: {question}\n\n{rule}"},
+        ]
 
 
 def mean_of_scale(logprobs: Sequence[float], lowest: int) -> float | None:

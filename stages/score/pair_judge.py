@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from graftline.stages.expected import Expected, Given, product
 from graftline.stages.score.asking import said
 from graftline.stages.score.judging import conversation, quoted, refuse_own_work, words
 from graftline.stages.shapes import Scorer
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from graftline.stages.lm.engine import Request
 
+MOST = 16
+"""Tokens of a verdict: a word and the end of the turn, for a judge that does not talk."""
+NONE = {"id": "", "prompt": (), "chosen": "", "rejected": ""}
 SYSTEM = "You compare answers strictly and fairly. Neither length nor order is a merit."
 RULE = "Which answer is better: {question} Reply with A, B or tie, and nothing else."
 CORRECTION = "That cannot be read: {fault}. Reply with A, B or tie alone."
@@ -56,6 +60,14 @@ class PairJudge(Scorer):
         if not self.allow_own:
             refuse_own_work(self.judge, self.rows, "PairJudge.judge")
 
+    def expected(self, given: Given) -> Expected:
+        rows, reader = given.rows(self.rows), given.reader(self.judge)
+        prompt = rows.mean(lambda row: reader.asked(self._request({**NONE, **row}, False).messages))
+        return Expected(
+            rows,
+            reader.usage(product(rows.count, 2), prompt, reader.written(MOST, like=MOST / 4), rows.mark, self.retries),
+        )
+
     def score_rows(self, table: pa.Table, context: Context) -> Mapping[str, Sequence[Any]]:
         rows = table.select(["id", "prompt", "chosen", "rejected"]).to_pylist()
         requests = [self._request(row, swapped) for row in rows for swapped in (False, True)]
@@ -83,7 +95,7 @@ class PairJudge(Scorer):
         text = quoted(conversation=conversation(said(row["prompt"])), A=one, B=other)
         user = f"{text}\n\n{RULE.format(question=self.question)}"
         turns = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": user})
-        return Request(f"{row['id']}/{int(swapped)}", turns, Sampling(max_new_tokens=16))
+        return Request(f"{row['id']}/{int(swapped)}", turns, Sampling(max_new_tokens=MOST))
 
 
 def verdict(text: str) -> int:

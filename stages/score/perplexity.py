@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from graftline.stages.errors import InvalidField
+from graftline.stages.expected import Expected, Given, Row, Usage, turns_of
 from graftline.stages.lm.reference import refuse_endpoint
 from graftline.stages.score.asking import asked, mean, said
 from graftline.stages.shapes import Scorer
@@ -55,6 +56,15 @@ class Perplexity(Scorer):
             raise InvalidField(
                 "of the whole text every token counts", where="Perplexity.end_of_turn", do="leave it, or score answers"
             )
+
+    def expected(self, given: Given) -> Expected:
+        rows, reader = given.rows(self.rows), given.reader(self.model)
+
+        def scored(row: Row) -> float:
+            turns = turns_of(row)
+            return reader.whole(unprompted(turns) if self.of == "alone" else turns, ask=True)
+
+        return Expected(rows, Usage(rows.count, tokens_scored=rows.total(scored), mark=rows.mark))
 
     def score_rows(self, table: pa.Table, context: Context) -> Mapping[str, Sequence[Any]]:
         rows = [said(turns) for turns in table["messages"].to_pylist()]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graftline.stages.expected import Expected, Given, prompt_turns
 from graftline.stages.rows import Columns, canonical
 from graftline.stages.select.ranking import missing
 from graftline.stages.shapes import Selector, Verdict
@@ -47,6 +48,11 @@ class Grape(Selector):
     def columns_needed(self) -> Mapping[str, Columns]:
         gate: Columns = {self.gate: "number"} if self.gate else {}
         return {"rows": {"messages": "messages", "source": "string", **gate, self.by: "number"}}
+
+    def expected(self, given: Given) -> Expected:
+        """At most a row for each prompt; of a sample of many rows, few share theirs."""
+        rows = given.rows(self.rows)
+        return Expected(rows.at_most(rows.groups(lambda row: canonical(prompt_turns(row))), mark="<="))
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         columns = ["id", "source", self.by, *([self.gate] if self.gate else [])]

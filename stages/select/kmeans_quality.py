@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from graftline.stages.expected import Expected, Given
 from graftline.stages.lm.embedder import Embedder
 from graftline.stages.rows import Columns, derived_seed
 from graftline.stages.score.embedding import COLUMN, embedded
-from graftline.stages.select.ranking import missing, ranked
+from graftline.stages.select.ranking import missing, ranked, refuse_unscored
 from graftline.stages.shapes import Selector, Verdict
 from graftline.stages.specification import Paper
 from graftline.stages.stage import Context, EmbeddingModel, Stage
@@ -62,11 +63,12 @@ class KmeansQuality(Selector):
     def expand(self) -> Mapping[str, Stage]:
         return embedded(self.rows, self.embedder)
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | None:
-        return min(self.budget, rows["rows"]) if "rows" in rows else None
+    def expected(self, given: Given) -> Expected:
+        return Expected(given.rows(self.rows).at_most(self.budget))
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         rows = table["id"].to_pylist()
+        refuse_unscored(table[self.by].to_pylist(), self.by, self.name)
         for stage in self.expand().values():
             table = context.opened(stage).rows(["id", self.by, COLUMN])
         table = table.filter(table[COLUMN].is_valid()).sort_by("id")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField, NothingKept
+from graftline.stages.expected import Expected, Given, worst
 from graftline.stages.rows import Columns, canonical, joined, split_groups
 from graftline.stages.shapes import Selector, Verdict
 from graftline.stages.stage import Context, View
@@ -78,10 +79,13 @@ class Split(Selector):
         stratum: Columns = {self.stratify: "any"} if self.stratify else {}
         return {"rows": {"group": "string", **stratum, self.by: "string"}}
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> Mapping[str, int] | None:
-        if "rows" not in rows:
-            return None
-        return {part: round(rows["rows"] * share) for part, share in zip(PARTS, self.shares, strict=True)}
+    def expected(self, given: Given) -> Expected:
+        rows, parts, end = given.rows(self.rows), {}, 0.0
+        for part, share in zip(PARTS, self.shares, strict=True):
+            start, end = end, end + share
+            count = None if rows.count is None else round(rows.count * end) - round(rows.count * start)
+            parts[part] = rows.like(count, worst(rows.mark, "~"))
+        return Expected(parts)
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         ids, values = table["id"].to_pylist(), table[self.by].to_pylist()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from graftline.stages.errors import RowFault
+from graftline.stages.expected import Expected, Given, turns_of
 from graftline.stages.rows import Columns
-from graftline.stages.select.ranking import missing, ranked
+from graftline.stages.select.ranking import missing, ranked, refuse_unscored
 from graftline.stages.shapes import Selector, Verdict
 from graftline.stages.stage import Context, Model
 
@@ -45,6 +46,12 @@ class TokenBudget(Selector):
     def columns_needed(self) -> Mapping[str, Columns]:
         return {"rows": {"messages": "messages", self.by: "number"}}
 
+    def expected(self, given: Given) -> Expected:
+        """As many rows of the mean length as fit."""
+        rows, reader = given.rows(self.rows), given.reader(self.model)
+        mean = rows.mean(lambda row: reader.whole(turns_of(row)))
+        return Expected(rows.at_most(round(self.budget / mean) if mean else None, mark="~"))
+
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         from graftline.stages.lm.chat import render_whole
         from graftline.stages.lm.load import load_tokenizer
@@ -54,6 +61,7 @@ class TokenBudget(Selector):
         tokenizer = load_tokenizer(context.opened(model).directory("model"))
         ids, scores = table["id"].to_pylist(), table[self.by].to_pylist()
         conversations, left = table["messages"].to_pylist(), self.budget
+        refuse_unscored(scores, self.by, self.name)
         for place in ranked(ids, scores, self.largest):
             try:
                 tokens = len(render_whole(tokenizer, conversations[place] or []))

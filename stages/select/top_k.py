@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from graftline.stages.expected import Expected, Given
 from graftline.stages.rows import Columns
-from graftline.stages.select.ranking import missing, ranked
+from graftline.stages.select.ranking import missing, ranked, refuse_unscored
 from graftline.stages.shapes import Selector, Verdict
 from graftline.stages.stage import Context
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 class TopK(Selector):
     """Keeps the `k` rows with the largest (or smallest) value of a numeric column.
 
-    Rows without a value (missing or NaN) rank last. Ties go to the smaller id, so the choice does not depend on how
-    rows are partitioned; the test holds that.
+    Rows without a value (missing or NaN) rank last; where no row has one it stops. Ties go to the smaller id, so the
+    choice does not depend on how rows are partitioned; the test holds that.
 
     Args:
         by: the column, int64 or float64.
@@ -38,11 +39,12 @@ class TopK(Selector):
     def columns_needed(self) -> Mapping[str, Columns]:
         return {"rows": {self.by: "number"}}
 
-    def rows_expected(self, rows: Mapping[str, int], file: Callable[[str], str]) -> int | None:
-        return min(self.k, rows["rows"]) if "rows" in rows else None
+    def expected(self, given: Given) -> Expected:
+        return Expected(given.rows(self.rows).at_most(self.k))
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
         ids, scores = table["id"].to_pylist(), table[self.by].to_pylist()
+        refuse_unscored(scores, self.by, self.name)
         for position, place in enumerate(ranked(ids, scores, self.largest)):
             if position < self.k:
                 yield Verdict(ids[place])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import contextlib
 import json
 import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 Head = tuple[str, int, str, str]
 """Of an answer: its id, when it was made, the model that made it, and that model's fingerprint."""
+Event = Mapping[str, Any]
+"""What an engine says of a streamed answer: a `text`, or at last its `finish` and counts."""
 Shown = Callable[[int, Mapping[str, Any]], dict[str, Any]]
 """An engine's event of a call, by the call's place, as the client sees it."""
 
@@ -98,18 +100,17 @@ def create_api(models: Sequence[Served], engines: Mapping[str, Any], router: Any
     async def chat_completions(request: ChatRequest) -> JSONResponse | StreamingResponse:
         model, headers = await choose(request, request.routed)
         head: Head = (f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), model.id, model.digest[:16])
-        call = request.call(head[0], model.adapter)
+        calls = request.calls(head[0], model.adapter)
         if not request.stream:
-            (answer,) = await answered(model, [call], "messages")
-            return JSONResponse(completion(*head, answer), headers=headers)
+            return JSONResponse(completion(*head, await answered(model, calls, "messages")), headers=headers)
 
         def shown(place: int, event: Mapping[str, Any]) -> dict[str, Any]:
             if "finish" in event:
-                return chunk(*head, {}, event["finish"])
-            return chunk(*head, {"content": event["text"]})
+                return chunk(*head, place, {}, event["finish"])
+            return chunk(*head, place, {"content": event["text"]})
 
-        opening = chunk(*head, {"role": "assistant", "content": ""})
-        return await streamed(model, [call], request, shown, headers, "messages", opening)
+        opening = [chunk(*head, place, {"role": "assistant", "content": ""}) for place in range(len(calls))]
+        return await streamed(model, calls, request, shown, headers, "messages", opening)
 
     @api.post("/v1/completions", response_model=None)
     async def completions(request: CompletionRequest) -> JSONResponse | StreamingResponse:
@@ -117,7 +118,8 @@ def create_api(models: Sequence[Served], engines: Mapping[str, Any], router: Any
         head: Head = (f"cmpl-{uuid.uuid4().hex}", int(time.time()), model.id, model.digest[:16])
         calls = request.calls(head[0], model.adapter)
         if not request.stream:
-            return JSONResponse(text_completion(*head, await answered(model, calls, "prompt")), headers=headers)
+            answers = await answered(model, calls, "prompt")
+            return JSONResponse(text_completion(*head, answers, request.choices), headers=headers)
 
         def shown(place: int, event: Mapping[str, Any]) -> dict[str, Any]:
             return text_chunk(*head, place, event.get("text", ""), event.get("finish"))
@@ -133,18 +135,17 @@ def create_api(models: Sequence[Served], engines: Mapping[str, Any], router: Any
 
     async def streamed(
         model: Served, calls: Sequence[Mapping[str, Any]], request: Asked, shown: Shown, headers: Mapping[str, str],
-        param: str, opening: Mapping[str, Any] | None = None,
+        param: str, opening: Sequence[Mapping[str, Any]] = (),
     ) -> StreamingResponse:  # fmt: skip
-        """Answers in pieces, one call after the other."""
+        """Answers in pieces, those of all calls as they come."""
         engine = engines[model.engine].options(stream=True)
-        events = (engine.stream.remote(call).__aiter__() for call in calls)
-        one = next(events)
+        events = side_by_side([engine.stream.remote(call) for call in calls])
         try:
-            first = await anext(one)  # a request that fails at once gets its status, not a broken stream
+            first = await anext(events)  # a request that fails at once gets its status, not a broken stream
         except Exception as error:
             raise seen_by_client(error, param) from error
         with_usage = bool(request.stream_options and request.stream_options.include_usage)
-        lines = _sse(opening, first, one, events, shown, with_usage)
+        lines = _sse(opening, first, events, shown, request.choices if with_usage else 0)
         return StreamingResponse(lines, media_type="text/event-stream", headers=dict(headers))
 
     @api.exception_handler(ApiError)
@@ -167,29 +168,62 @@ def create_api(models: Sequence[Served], engines: Mapping[str, Any], router: Any
     return api
 
 
+async def side_by_side(streams: Sequence[AsyncIterable[Event]]) -> AsyncGenerator[tuple[int, Event]]:
+    """Events of all streams as they come, each with its stream's place; the first error ends all of them."""
+    heard: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
+
+    async def hear(place: int, events: AsyncIterable[Event]) -> None:
+        try:
+            async for event in events:
+                await heard.put((place, event))
+        except Exception as error:
+            await heard.put((place, error))
+        else:
+            await heard.put((place, None))
+
+    hearing = [asyncio.create_task(hear(place, events)) for place, events in enumerate(streams)]
+    left = len(hearing)
+    try:
+        while left:
+            place, event = await heard.get()
+            if isinstance(event, Exception):
+                raise event
+            if event is None:
+                left -= 1
+            else:
+                yield place, event
+    finally:  # the client went away, or one of them failed
+        for task in hearing:
+            task.cancel()
+
+
 async def _sse(
-    opening: Mapping[str, Any] | None, first: Mapping[str, Any], one: AsyncIterator[Mapping[str, Any]],
-    others: Iterator[AsyncIterator[Mapping[str, Any]]], shown: Shown, with_usage: bool,
+    opening: Sequence[Mapping[str, Any]], first: tuple[int, Event], others: AsyncGenerator[tuple[int, Event]],
+    shown: Shown, choices: int,
 ) -> AsyncIterator[str]:  # fmt: skip
-    """Server-sent events of streamed answers; an error on the way ends them as an event of its own."""
+    """Server-sent events of streamed answers; an error on the way ends them as an event of its own. `choices`: of each
+    prompt, where tokens are to be counted (0: they are not)."""
 
     def line(event: Mapping[str, Any]) -> str:
         return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
-    if opening is not None:
-        yield line(opening)
-    counts: dict[str, int] = {}
-    last: dict[str, Any] = {}
+    for each in opening:
+        yield line(each)
+    ended: dict[int, Event] = {}
+    place, event = first
     try:
-        for place, events in enumerate(itertools.chain([one], others)):
-            event = await anext(events, None) if place else first
-            while event is not None:
+        async with contextlib.aclosing(others):
+            while True:
                 last = shown(place, event)
                 yield line(last)
                 if "finish" in event:
-                    counts = {name: counts.get(name, 0) + count for name, count in usage(event).items()}
-                event = await anext(events, None)
-        if with_usage:
+                    ended[place] = event
+                try:
+                    place, event = await anext(others)
+                except StopAsyncIteration:
+                    break
+        if choices:
+            counts = usage([ended[place] for place in sorted(ended)], choices)
             yield line({**last, "choices": [], "usage": counts})
     except Exception as error:
         yield line(seen_by_client(error).body())

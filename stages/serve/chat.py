@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,6 +13,8 @@ from graftline.stages.rows import user_text
 
 MOST_TOKENS = 512
 """Tokens of an answer whose request names no limit."""
+MOST_CHOICES = 16
+"""Answers to one prompt."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Asked(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
     seed: int | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -111,17 +113,27 @@ class Asked(BaseModel):
             raise ValueError("at most 4 stop sequences")
         return stop
 
-    def sampling(self, id: str, adapter: str | None) -> dict[str, Any]:
-        """How the engine is asked: plain values, OpenAI's defaults filled in (temperature 1, a random seed)."""
+    @property
+    def choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
+    def asked(self, id: str, adapter: str | None, prompts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the engine is asked, `choices` times for each prompt, prompt by prompt: plain values, OpenAI's defaults
+        filled in (temperature 1, a random seed). Further choices have seeds of their own."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return {
-            "id": id,
+        seed = secrets.randbelow(2**31) if self.seed is None else self.seed
+        common = {
             "adapter": adapter,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "stop": stop,
-            "seed": secrets.randbelow(2**31) if self.seed is None else self.seed,
         }
+        places = [(prompt, choice) for prompt in prompts for choice in range(self.choices)]
+        return [
+            {"id": f"{id}-{place}", **common, "seed": seed + choice, **prompt}
+            for place, (prompt, choice) in enumerate(places)
+        ]
 
 
 class ChatRequest(Asked):
@@ -142,13 +154,11 @@ class ChatRequest(Asked):
     messages: Annotated[list[Turn], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
-    def call(self, id: str, adapter: str | None) -> dict[str, Any]:
-        """What the engine is asked."""
-        return {
-            **self.sampling(id, adapter),
-            "messages": [turn.plain() for turn in self.messages],
-            "max_new_tokens": self.max_completion_tokens or self.max_tokens or MOST_TOKENS,
-        }
+    def calls(self, id: str, adapter: str | None) -> list[dict[str, Any]]:
+        """What the engine is asked, choice by choice."""
+        most = self.max_completion_tokens or self.max_tokens or MOST_TOKENS
+        turns = [turn.plain() for turn in self.messages]
+        return self.asked(id, adapter, [{"messages": turns, "max_new_tokens": most}])
 
     @property
     def routed(self) -> str:
@@ -156,28 +166,38 @@ class ChatRequest(Asked):
         return user_text([turn.plain() for turn in self.messages])
 
 
-def usage(answer: Mapping[str, Any]) -> dict[str, int]:
-    """Token counts of a finished answer."""
-    tokens_in, tokens_out = int(answer["tokens_in"]), int(answer["tokens_out"])
+def usage(answers: Sequence[Mapping[str, Any]], choices: int) -> dict[str, int]:
+    """Token counts of finished answers, `choices` to each prompt, which counts once."""
+    tokens_in = sum(int(answer["tokens_in"]) for answer in answers[::choices])
+    tokens_out = sum(int(answer["tokens_out"]) for answer in answers)
     return {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
 
 
-def completion(id: str, created: int, model: str, fingerprint: str, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """A whole answer."""
-    message = {"role": "assistant", "content": answer["text"], "refusal": None}
+def completion(
+    id: str, created: int, model: str, fingerprint: str, answers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Whole answers to one conversation."""
     return {
         "id": id,
         "object": "chat.completion",
         "created": created,
         "model": model,
         "system_fingerprint": fingerprint,
-        "choices": [{"index": 0, "message": message, "finish_reason": answer["finish"], "logprobs": None}],
-        "usage": usage(answer),
+        "choices": [
+            {
+                "index": place,
+                "message": {"role": "assistant", "content": answer["text"], "refusal": None},
+                "finish_reason": answer["finish"],
+                "logprobs": None,
+            }
+            for place, answer in enumerate(answers)
+        ],
+        "usage": usage(answers, len(answers)),
     }
 
 
 def chunk(
-    id: str, created: int, model: str, fingerprint: str, delta: Mapping[str, Any], finish: str | None = None
+    id: str, created: int, model: str, fingerprint: str, place: int, delta: Mapping[str, Any], finish: str | None = None
 ) -> dict[str, Any]:
     """One piece of a streamed answer."""
     return {
@@ -186,5 +206,5 @@ def chunk(
         "created": created,
         "model": model,
         "system_fingerprint": fingerprint,
-        "choices": [{"index": 0, "delta": dict(delta), "finish_reason": finish, "logprobs": None}],
+        "choices": [{"index": place, "delta": dict(delta), "finish_reason": finish, "logprobs": None}],
     }

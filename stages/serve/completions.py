@@ -15,7 +15,7 @@ MOST_PROMPTS = 32
 
 
 class CompletionRequest(Asked):
-    """One prompt or several, each continued once. Prompts as token ids are refused: they would be another
+    """One prompt or several, each continued `n` times. Prompts as token ids are refused: they would be another
     tokenizer's."""
 
     unsupported = {
@@ -43,27 +43,20 @@ class CompletionRequest(Asked):
         return "\n".join(self.prompts)
 
     def calls(self, id: str, adapter: str | None) -> list[dict[str, Any]]:
-        """What the engine is asked, prompt by prompt."""
-        return [
-            {
-                **self.sampling(f"{id}-{place}", adapter),
-                "messages": [],
-                "prompt": prompt,
-                "max_new_tokens": self.max_tokens or MOST_TOKENS,
-            }
-            for place, prompt in enumerate(self.prompts)
-        ]
+        """What the engine is asked, prompt by prompt, and of each choice by choice."""
+        most = self.max_tokens or MOST_TOKENS
+        prompts = [{"messages": [], "prompt": prompt, "max_new_tokens": most} for prompt in self.prompts]
+        return self.asked(id, adapter, prompts)
 
 
 def text_completion(
-    id: str, created: int, model: str, fingerprint: str, answers: Sequence[Mapping[str, Any]]
+    id: str, created: int, model: str, fingerprint: str, answers: Sequence[Mapping[str, Any]], choices: int = 1
 ) -> dict[str, Any]:
-    """Whole continuations."""
-    counts = [usage(answer) for answer in answers]
+    """Whole continuations, `choices` of each prompt."""
     return {
         **_head(id, created, model, fingerprint),
         "choices": [_choice(place, answer["text"], answer["finish"]) for place, answer in enumerate(answers)],
-        "usage": {name: sum(count[name] for count in counts) for name in counts[0]},
+        "usage": usage(answers, choices),
     }
 
 

@@ -10,8 +10,8 @@ from graftline.stages.errors import EngineFailed
 
 
 def exchanges(url: str, requests: Sequence[Mapping[str, Any]], timeout: float = 600) -> Iterator[dict[str, Any]]:
-    """One entry of a transcript for each request, in order: model, request, status, text (of an error its message)
-    and seconds.
+    """One entry of a transcript for each request, in order: model, request, status, text (of an error its message),
+    usage (tokens; of an error none) and seconds.
 
     Raises:
         EngineFailed: no answer, or a server error: the world's fault, so that nothing is committed.
@@ -38,5 +38,6 @@ def exchanges(url: str, requests: Sequence[Mapping[str, Any]], timeout: float = 
                 "request": dict(request),
                 "status": reply.status_code,
                 "text": text,
+                "usage": said.get("usage") or {},
                 "seconds": seconds,
             }

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from graftline.stages.errors import InvalidField, PortInUse, WrongKind
 from graftline.stages.evaluate.requirement import Requirement
+from graftline.stages.expected import Expected, Given, average
 from graftline.stages.lm.llm import Llm
 from graftline.stages.lm.reference import base_of, refuse_endpoint, refuse_other_bases
 from graftline.stages.rows import digest
@@ -173,6 +174,14 @@ class Service(Stage):
         }
         return {"applications": [application]}
 
+    def expected(self, given: Given) -> Expected:
+        """The probes, each to every id."""
+        reader = given.reader(self.model)
+        ids = [BASE, *self.adapters, *self.models, *(() if self.router is None else (AUTO,))]
+        requests = self._requests(ids)
+        prompt = average([reader.asked(request["messages"]) for request in requests])
+        return Expected(usage=reader.usage(len(requests), prompt, reader.written(self.max_new_tokens)))
+
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         import yaml
 
@@ -197,12 +206,19 @@ class Service(Stage):
                 context.progress(len(transcript), len(requests), seconds=exchange["seconds"])
         (out / "transcript.json").write_text(json.dumps(transcript, indent=1, ensure_ascii=False), encoding="utf-8")
         statuses = [exchange["status"] for exchange in transcript]
+        used = [exchange["usage"] for exchange in transcript]
         moved = {id: made.metrics["loss_on_float_base"] for id, made in adapters.items() if self._moves(made)}
         return {
             "http_ok": int(all(status == 200 for status in statuses)),
             "probes": len(requests),
             "held": held,
             **{f"loss_on_float_base/{id}": loss for id, loss in sorted(moved.items())},
+            "_calls": {
+                "model": self.model.name,
+                "requests": len(requests),
+                "tokens_in": sum(each.get("prompt_tokens", 0) for each in used),
+                "tokens_out": sum(each.get("completion_tokens", 0) for each in used),
+            },
             "_digest": digest([[[served.id, served.digest] for served in offered(args)], held, requests, statuses]),
         }
 

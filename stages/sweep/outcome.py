@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact
 
 TABLE = "trials.parquet"
+LOG = "log.jsonl"
 Status = Literal["full", "stopped", "failed"]
 
 
@@ -28,6 +29,7 @@ class Outcome:
         value: the metric, where it is a finite number (of a stopped trial: the last it had).
         artefact: of a full trial.
         why: why it failed, or when it was stopped.
+        curve: (optimizer step, metric) on the way, where the trial measured it then.
     """
 
     values: Mapping[str, Any]
@@ -35,6 +37,7 @@ class Outcome:
     value: float | None = None
     artefact: Artefact | None = None
     why: str = ""
+    curve: tuple[tuple[int, float], ...] = ()
 
     @property
     def steps(self) -> int:
@@ -69,6 +72,12 @@ def read(metrics: Mapping[str, Any], name: str, where: str) -> float | None:
     value = metrics[name]
     finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if finite else None
+
+
+def curve_of(artefact: Artefact, metric: str) -> tuple[tuple[int, float], ...]:
+    """(optimizer step, value) of a metric that a trial logged on its way; what was not finite is NaN."""
+    lines = [line for line in artefact.lines(LOG) if metric in line]
+    return tuple((line["step"], math.nan if line[metric] is None else line[metric]) for line in lines)
 
 
 def pick(outcomes: Sequence[Outcome], metric: str, mode: Literal["min", "max"], where: str) -> Outcome:
@@ -116,7 +125,7 @@ def keep(outcomes: Sequence[Outcome], best: Outcome, metric: str, out: Path) -> 
 
 
 def write_table(outcomes: Sequence[Outcome], path: Path) -> None:
-    """One line a trial, a column for each swept field."""
+    """One line a trial, a column for each swept field; the last two have the metric's values on the way."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -129,6 +138,8 @@ def write_table(outcomes: Sequence[Outcome], path: Path) -> None:
     types = {"status": pa.string(), "metric": pa.float64(), "seconds": pa.float64(), "fingerprint": pa.string()}
     columns |= {name: pa.array([line[name] for line in lines], type_) for name, type_ in types.items()}
     columns["why"] = pa.array([line["why"] for line in lines], pa.string())
+    columns["curve_steps"] = pa.array([[step for step, _ in each.curve] for each in outcomes], pa.list_(pa.int64()))
+    columns["curve"] = pa.array([[value for _, value in each.curve] for each in outcomes], pa.list_(pa.float64()))
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 

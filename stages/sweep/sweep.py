@@ -11,6 +11,7 @@ from pydantic import Field, PrivateAttr
 
 from graftline.stages.errors import InvalidField, WrongKind
 from graftline.stages.evaluate.figure import Figure
+from graftline.stages.expected import Expected, Given
 from graftline.stages.lm.llm import Llm
 from graftline.stages.lm.reference import base_of
 from graftline.stages.read.jsonl import Jsonl
@@ -140,6 +141,12 @@ class Sweep(Stage):
             raise InvalidField(f"{self.search} search has no end", where="Sweep.trials", do="say how many trials")
         if self.scheduler is not None:
             self.scheduler.check_trials(self.stage, self.metric)
+            if self.scheduler.together and self.search == "optuna":
+                raise InvalidField(
+                    f"{type(self.scheduler).__name__} ranks trials that are known before the first one ends",
+                    where="Sweep.scheduler",
+                    do='use search="grid" or "random", or another scheduler',
+                )
 
     def _check_variants(self) -> None:
         """Builds the stage with every listed value and each range's ends, so that a wrong one is refused now."""
@@ -211,6 +218,13 @@ class Sweep(Stage):
             points = [tuple(field.domain.ends()[0] for field in self._fields)]
         return {f"trial {place}": self.trial(point).measured for place, point in enumerate(points)}
 
+    def expected(self, given: Given) -> Expected:
+        """All trials; a scheduler ends some of them early, and Optuna may draw a point twice."""
+        known = len(self.points())
+        looked_at = min(known, MOST_FORESEEN) or 1
+        early = self.scheduler is not None or not known
+        return Expected(times=(known or self.trials or 1) / looked_at, times_mark="<=" if early else "")
+
     def make(self, context: Context, out: Path, **inputs: Any) -> dict[str, Any]:
         from graftline.stages.sweep.outcome import keep, pick
         from graftline.stages.sweep.trying import try_all
@@ -229,7 +243,7 @@ class Sweep(Stage):
 
     def not_reproducible(self) -> str:
         """Why another run of it may pick another trial."""
-        if self.scheduler is not None:
+        if self.scheduler is not None and not self.scheduler.together:
             return f"{type(self.scheduler).__name__} ends trials by which of them were faster"
         if self.search == "optuna" and self.at_once not in (None, 1):
             return "Optuna's choices depend on which trials ended first"

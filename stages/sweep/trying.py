@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 
 from graftline.stages.errors import BudgetSpent, RunError, Stopped
-from graftline.stages.sweep.outcome import Outcome, read
+from graftline.stages.sweep.outcome import Outcome, curve_of, read
 
 if TYPE_CHECKING:
     from graftline.stages.artefact import Artefact
@@ -43,7 +43,8 @@ def one(sweep: Sweep, trial: Trial, run: Callable[[Stage], Artefact]) -> Outcome
         raise
     except RunError as error:  # its loss was not finite, it kept no row: it loses, the others go on
         return Outcome(trial.values, "failed", why=str(error))
-    return Outcome(trial.values, "full", read(measured.metrics, sweep.metric_name, f"{sweep.name}.metric"), artefact)
+    value = read(measured.metrics, sweep.metric_name, f"{sweep.name}.metric")
+    return Outcome(trial.values, "full", value, artefact, curve=curve_of(artefact, sweep.metric_name))
 
 
 def best_so_far(sweep: Sweep, outcomes: Collection[Outcome]) -> dict[str, float]:

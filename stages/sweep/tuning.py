@@ -12,12 +12,14 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from graftline.stages.errors import CannotPlace, Stopped
 from graftline.stages.sweep.outcome import Outcome
 from graftline.stages.sweep.points import Point, written
 from graftline.stages.sweep.proxies import Desk, Ended, Trouble, proxy
+from graftline.stages.sweep.rungs import by_rungs
 from graftline.stages.sweep.trying import best_so_far, one
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 POINT = "point"
 """The configuration's entry with the place of a point that is known before."""
-LOG = "log.jsonl"
 WAIT = 0.5
 
 
@@ -45,10 +46,21 @@ def tune_all(sweep: Sweep, context: Context) -> list[Outcome]:
             do="run it on Ray, or use a grid or random search without a scheduler",
         )
     points = sweep.points()
+    if sweep.scheduler is None or not sweep.scheduler.together:
+        return experiment(sweep, context, points)
+    return by_rungs(
+        sweep, len(points), lambda places, until: experiment(sweep, context, [points[each] for each in places], until)
+    )
+
+
+def experiment(sweep: Sweep, context: Context, points: Sequence[Point], until: int | None = None) -> list[Outcome]:
+    """One experiment of Tune's; `until`: the step at which trials are ended."""
+    import ray
+
     most = at_once(sweep)
     desk: Any = ray.remote(Desk).options(num_cpus=0, max_concurrency=4 * most + 16).remote()
     try:
-        return Conversation(sweep, context, desk, points, most).held()
+        return Conversation(sweep, context, desk, points, most, until).held()
     finally:
         ray.kill(desk)
 
@@ -82,9 +94,13 @@ class Conversation:
         desk: the actor between it and the proxies.
         points: those that are known before; empty where Tune searches.
         most: trials at once.
+        until: the step at which trials are ended (None: at their ends).
     """
 
-    def __init__(self, sweep: Sweep, context: Context, desk: Any, points: Sequence[Point], most: int) -> None:
+    def __init__(
+        self, sweep: Sweep, context: Context, desk: Any, points: Sequence[Point], most: int, until: int | None = None
+    ) -> None:
+        self.until = until
         self.sweep, self.context, self.desk, self.points, self.most = sweep, context, desk, points, most
         self.total = len(points) or sweep.trials or 1
         self.outcomes: dict[str, tuple[int, Point, Outcome]] = {}
@@ -142,7 +158,11 @@ class Conversation:
                     max_concurrent_trials=self.most,
                 ),
                 run_config=tune.RunConfig(
-                    name="sweep", storage_path=folder, verbose=0, callbacks=[Ended(self.desk)], stop=Trouble(self.desk)
+                    name="sweep",
+                    storage_path=folder,
+                    verbose=0,
+                    callbacks=[Ended(self.desk)],
+                    stop=Trouble(self.desk, self.until),
                 ),
             ).fit()
 
@@ -183,22 +203,23 @@ class Conversation:
     def _tried(self, trial_id: str, trial: Trial) -> Outcome:
         import ray
 
-        if self.sweep.scheduler is None:
+        scheduler = self.sweep.scheduler
+        if scheduler is None or (scheduler.together and self.until is None):
             return one(self.sweep, trial, self.context.run)
         metric = self.sweep.metric_name
-        seen = [math.nan]
+        seen: list[tuple[int, float]] = []
 
         def goes_on(step: int, value: float) -> bool:
-            seen.append(value)
+            seen.append((step, value))
             worst = math.inf if self.sweep.mode == "min" else -math.inf
             told = {metric: value if math.isfinite(value) else worst, "step": step}  # Tune lets a NaN go on
             return bool(ray.get(self.desk.tell.remote(trial_id, told, False)))
 
         try:
             outcome = one(self.sweep, trial, lambda stage: self.context.watch(stage, metric, goes_on))
-            if len(seen) == 1 and outcome.artefact is not None:  # it was in the store: the others are compared to it
-                logged = outcome.artefact.lines(LOG)
-                all(goes_on(line["step"], line[metric]) for line in logged if line.get(metric) is not None)
-            return outcome
+            if not seen:  # it was in the store: the others are compared to it
+                all(goes_on(step, value) for step, value in outcome.curve)
+            return outcome if outcome.curve else replace(outcome, curve=tuple(seen))
         except Stopped as error:
-            return Outcome(trial.values, "stopped", seen[-1] if math.isfinite(seen[-1]) else None, why=error.what)
+            last = seen[-1][1] if seen and math.isfinite(seen[-1][1]) else None
+            return Outcome(trial.values, "stopped", last, why=error.what, curve=tuple(seen))

@@ -5,6 +5,7 @@ from graftline.stages.train import base as base
 from graftline.stages.train import objective as objective
 from graftline.stages.train import optimizer as optimizer
 from graftline.stages.train import sampler as sampler
+from graftline.stages.train.adapter.continue_ import Continue as Continue
 from graftline.stages.train.adapter.full import Full as Full
 from graftline.stages.train.adapter.hft import Hft as Hft
 from graftline.stages.train.adapter.lora import Lora as Lora

@@ -12,12 +12,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def build(directory: Path, dtype: str, base: Base, adapter: Adapter, seed: int, device: str) -> Attached:
-    """Load the base, let the adapter take its part of each linear layer, the base hold the rest, and attach."""
-    from graftline.stages.lm.faster import faster
-    from graftline.stages.lm.held import compute_in
-    from graftline.stages.lm.load import load_model
+def build(
+    directory: Path, dtype: str, base: Base, adapter: Adapter, seed: int, device: str, begun: Path | None = None
+) -> Attached:
+    """Load the base, let the adapter take its part of each linear layer, the base hold the rest, and attach.
 
+    Args:
+        begun: the directory of the adapter that training goes on from, whose base is held as its card says (None: it
+            starts anew).
+
+    Raises:
+        AdapterMismatch: that adapter was made for another base.
+    """
+    from graftline.stages.lm.faster import faster
+    from graftline.stages.lm.held import compute_in, held_of, load_held
+    from graftline.stages.lm.load import load_model, model_digest, refuse_other_base
+
+    if begun is not None:
+        refuse_other_base(begun, model_digest(directory))
+        model = load_held(directory, dtype, held_of(begun))
+        faster(model)
+        attached = adapter.go_on(model, begun)
+        attached.model.to(device)
+        return attached
     # What is quantised is quantised from the weights as they are stored, so that its bytes depend on no run's dtype.
     model = load_model(directory, dtype if base.held == "none" else "auto")
     factors = hold(model, base, adapter)

@@ -10,64 +10,29 @@ is seeded by (seed, step, rank), so a run that is killed anywhere and resumed en
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from graftline.stages.errors import RunError, StoreFailed
+from graftline.stages.errors import RunError
 from graftline.stages.rows import derived_seed
+from graftline.stages.train.checkpoint import Outcome, checkpoint, resume
 from graftline.stages.train.collectives import Ranks
+from graftline.stages.train.masters import average_gradients, collect_gradients, masters_of, publish
 from graftline.stages.train.packing import bins
 from graftline.stages.train.plugs import Attached, Batch, Bound, LossContext, LossOut, Objective, Optimizer
 from graftline.stages.train.prepared import PreparedRows
-from graftline.stages.train.reporting import STATE, TENSORS, Reporter
+from graftline.stages.train.reporting import Reporter
+from graftline.stages.train.source import BatchSource
 
 CHECKPOINT_SECONDS = 30.0
 """How often a checkpoint is written where no number of steps is asked for."""
 SHOWN = 5
-
-
-class BatchSource(Protocol):
-    """Where batches come from."""
-
-    @property
-    def observes(self) -> bool:
-        """Whether it wants the rows' losses."""
-
-    def peek(self, step: int) -> Sequence[int]:
-        """Places of rows whose losses it wants to know before it says this step's batch, until there are none."""
-
-    def keep(self, places: Sequence[int], losses: Sequence[float]) -> None:
-        """The losses of the rows it asked for."""
-
-    def next(self, step: int) -> tuple[Sequence[int], Sequence[float]]:
-        """Places and weights of the rows of this step's global batch, the same on every worker. None where there are
-        no more."""
-
-    def observe(self, places: Sequence[int], losses: Sequence[float]) -> None:
-        """The losses of the rows just trained on."""
-
-    def numbers(self) -> Mapping[str, float]:
-        """What is worth logging after a step."""
-
-    def published(self, step: int, attached: Attached) -> None:
-        """The adapter as it stands after so many steps."""
-
-    def state(self) -> Mapping[str, Any]:
-        """What a checkpoint keeps, as JSON."""
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take a checkpoint's state back."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +44,7 @@ class Settings:
         seed: of everything random.
         bin_tokens: tokens of one forward pass; a longer row has one to itself.
         eval_every: steps between two evaluations (0: at the end alone).
+        epoch: steps of a pass over the rows.
         checkpoint_every: steps between two checkpoints (None: by time).
         device: `cpu` or `cuda`.
     """
@@ -87,29 +53,9 @@ class Settings:
     seed: int
     bin_tokens: int
     eval_every: int
+    epoch: int = 1
     checkpoint_every: int | None = None
     device: str = "cpu"
-
-
-@dataclass
-class Outcome:
-    """What a run knows of itself; a checkpoint keeps it.
-
-    Args:
-        step: steps done.
-        tokens: tokens read in training.
-        seconds: seconds spent in steps.
-        history: (step, numbers), everything logged so far.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    history: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-
-    def values(self, name: str) -> list[float]:
-        """All values of a number, in order."""
-        return [numbers[name] for _, numbers in self.history if name in numbers]
 
 
 def train(
@@ -172,7 +118,7 @@ def train(
         if not total > 0:
             raise RunError(f"no token is trained at step {step + 1}", where=_named(rows, places), do="drop such rows")
 
-        trained = set(masters if (names := bound.before_forward(step)) is None else names)
+        trained = trained_at(step, attached, masters, bound, settings)
         for name, parameter in attached.parameters.items():
             parameter.requires_grad_(name in trained)
         one = Step(attached, objective, masters, batches, total, context, settings, ranks)
@@ -212,6 +158,21 @@ def train(
             loss_on_held_out()
         reporter.save(outcome.step, checkpoint(attached, masters, bound, source, outcome))
     return masters, outcome
+
+
+def trained_at(
+    step: int, attached: Attached, masters: Mapping[str, Tensor], bound: Bound, settings: Settings
+) -> set[str]:
+    """Names of the parameters that train at this step; of those that the adapter lets rest from now on, the optimizer
+    keeps nothing."""
+    trained = set(masters if (names := bound.before_forward(step)) is None else names)
+    chosen = attached.trains(step, settings.epoch)
+    if chosen is None:
+        return trained
+    before = attached.trains(step - 1, settings.epoch) if step else None
+    if stopped := set(before or ()).difference(chosen):
+        bound.forget(stopped)
+    return trained.intersection(chosen)
 
 
 # --- one step -------------------------------------------------------------------------------------------------
@@ -364,102 +325,6 @@ def evaluate(
             sums += torch.tensor([out.loss_sum.item(), out.weight], dtype=torch.float64)
     ranks.sum([sums])
     return float(sums[0] / sums[1])
-
-
-# --- fp32 masters ---------------------------------------------------------------------------------------------
-
-
-def masters_of(attached: Attached) -> dict[str, Tensor]:
-    """Name → fp32 parameter: the model's own where it is fp32, else a copy, which alone adds up small updates."""
-    return {
-        name: parameter if parameter.dtype == torch.float32 else parameter.detach().float().requires_grad_(True)
-        for name, parameter in attached.parameters.items()
-    }
-
-
-def collect_gradients(attached: Attached, masters: Mapping[str, Tensor]) -> None:
-    """Add a bin's gradients to the masters'; where the master is the parameter, autograd has done it."""
-    for name, parameter in attached.parameters.items():
-        master = masters[name]
-        if parameter is not master and parameter.grad is not None:
-            gradient = parameter.grad.float()
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-            parameter.grad = None
-
-
-def average_gradients(masters: Mapping[str, Tensor], trained: set[str], ranks: Ranks) -> None:
-    """Sum the gradients over the ranks (each is already divided by the whole batch's weight). A trained parameter that
-    no row of this rank reached counts as zero; one that does not train now has none."""
-    gradients = []
-    for name, master in masters.items():
-        if name not in trained:
-            master.grad = None
-            continue
-        if master.grad is None:
-            master.grad = torch.zeros_like(master)
-        gradients.append(master.grad)
-    ranks.sum(gradients)
-
-
-def publish(attached: Attached, masters: Mapping[str, Tensor]) -> None:
-    """Copy the masters into the model, in its number format."""
-    with torch.no_grad():
-        for name, parameter in attached.parameters.items():
-            if parameter is not masters[name]:
-                parameter.copy_(masters[name])
-
-
-# --- checkpoints: safetensors and JSON, never pickle ------------------------------------------------------------
-
-
-def checkpoint(
-    attached: Attached, masters: Mapping[str, Tensor], bound: Bound, source: BatchSource, outcome: Outcome
-) -> Callable[[Path], None]:
-    """A function that writes all a resumed run needs into a folder."""
-
-    def write(folder: Path) -> None:
-        tensors = {f"parameter/{name}": each for name, each in masters.items()}
-        tensors |= {f"adapter/{name}": each for name, each in attached.state().items()}
-        tensors |= {f"optimizer/{name}": each for name, each in bound.state().items()}
-        plain = {name: each.detach().cpu().contiguous() for name, each in tensors.items()}
-        save_file(plain, folder / TENSORS)
-        state = {
-            "step": outcome.step,
-            "tokens": outcome.tokens,
-            "seconds": outcome.seconds,
-            "history": outcome.history,
-            "source": dict(source.state()),
-        }
-        (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
-
-    return write
-
-
-def resume(
-    attached: Attached, masters: Mapping[str, Tensor], bound: Bound, source: BatchSource, reporter: Reporter
-) -> Outcome:
-    """Take the latest checkpoint's state back, if there is one."""
-    with reporter.latest() as folder:
-        if folder is None:
-            return Outcome()
-        try:
-            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            tensors = load_file(folder / TENSORS)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise StoreFailed(f"cannot read the checkpoint: {error}", where=str(folder), do="delete it") from error
-    parts: dict[str, dict[str, Tensor]] = {"parameter": {}, "adapter": {}, "optimizer": {}}
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition("/")
-        parts[kind][name] = tensor
-    with torch.no_grad():
-        for name, master in masters.items():
-            master.copy_(parts["parameter"][name])
-    publish(attached, masters)
-    attached.load(parts["adapter"])
-    bound.load(parts["optimizer"])
-    source.load(state["source"])
-    history = [(int(step), dict(numbers)) for step, numbers in state["history"]]
-    return Outcome(state["step"], state["tokens"], state["seconds"], history)
 
 
 def _named(rows: PreparedRows, places: Sequence[int]) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from graftline.stages.expected import turns_of
+from graftline.stages.lm.reference import pristine_base
 from graftline.stages.rows import Columns
 from graftline.stages.specification import Plug
 from graftline.stages.stage import Stage
@@ -18,6 +20,8 @@ from graftline.stages.stage import Stage
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+    from graftline.stages.lm.reader import Reader
 
 Row = Mapping[str, Any]
 """A prepared row: column → value, token columns as numpy arrays."""
@@ -46,6 +50,9 @@ class Adapter(Plug):
     """Whether the model with the adapter switched off is the pristine base."""
     identity_at_start: ClassVar[bool] = False
     """Whether the model with the adapter, before the first step, computes what the held base alone does."""
+    starts_from: ClassVar[Literal["model", "adapter"]] = "model"
+    """What `Train.model` is: a model, or an adapter to go on from, whose card says how its base is held. The plug then
+    has `go_on`, and neither splits nor attaches."""
 
     def split(self, name: str, weight: Tensor) -> tuple[Tensor, Any]:
         """A linear layer's float weight before the base holds it, as the part to hold and what `attach` gets of it."""
@@ -54,6 +61,11 @@ class Adapter(Plug):
     def attach(self, model: PreTrainedModel, factors: Mapping[str, Any], seed: int) -> Attached:
         """Freeze the model and make its trainable parameters, the same ones for the same seed."""
         raise NotImplementedError(f"{type(self).__name__}.attach")
+
+    def go_on(self, model: PreTrainedModel, begun: Path) -> Attached:
+        """`attach` of a plug that starts from an adapter: its directory, on its base, which is held as its card says.
+        Nothing is drawn."""
+        raise NotImplementedError(f"{type(self).__name__}.go_on")
 
     def valid_on(self, base: Base) -> str:
         """How the pristine base is held that the export belongs on, where training held it as `base` does."""
@@ -77,14 +89,26 @@ class Attached:
     Args:
         model: what the objective calls.
         parameters: name → trainable parameter.
+        exact: name → fp32 value that a parameter starts from, where the model's number format has rounded it.
     """
 
-    def __init__(self, model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        parameters: Mapping[str, nn.Parameter],
+        exact: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.model = model
         self.parameters = dict(sorted(parameters.items()))
+        self.exact = dict(exact or {})
 
     def extra_loss(self) -> Tensor | None:
         """A term added to the mean loss, after each forward pass."""
+        return None
+
+    def trains(self, step: int, epoch: int) -> Collection[str] | None:
+        """Names of the parameters that train at this step (None: always all), the same whoever asks, and whenever; the
+        others get no gradient, and the optimizer forgets them. `epoch`: steps of a pass over the rows."""
         return None
 
     def after_backward(self, step: int, masters: Mapping[str, Tensor]) -> None:
@@ -165,7 +189,7 @@ class Start:
     """Where training starts: all that an objective's hidden row stages may depend on.
 
     Args:
-        model: the base.
+        model: the base, or the adapter that training goes on from.
         base: how it is held.
         adapter: what is trainable; `seed`: of its start.
         max_length: tokens a row may have.
@@ -178,6 +202,11 @@ class Start:
     seed: int
     max_length: int
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @property
+    def pristine(self) -> Stage:
+        """The model without any adapter: whose tokenizer reads the rows."""
+        return pristine_base(self.model)
 
 
 class Objective(Plug):
@@ -197,6 +226,10 @@ class Objective(Plug):
     def length(self, row: Row) -> int:
         """Tokens a row takes in a bin."""
         return len(row["input_ids"])
+
+    def tokens(self, row: Mapping[str, Any], reader: Reader) -> float:
+        """For `plan`: the same, of a row that is not prepared yet."""
+        return reader.whole(turns_of(row))
 
     def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
         """One bin: the rows, with their places in the table and the sampler's weights."""
@@ -232,6 +265,10 @@ class Bound:
         Answers with numbers worth logging, such as `lr` and `grad_norm`."""
         raise NotImplementedError(f"{type(self).__name__}.step")
 
+    def forget(self, names: Collection[str]) -> None:
+        """Drop what is kept of these parameters, which stop training: it would be stale when they train again."""
+        raise NotImplementedError(f"{type(self).__name__}.forget")
+
     def state(self) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__}.state")
 
@@ -245,6 +282,9 @@ class Bound:
 
 class Sampler(Plug):
     """Slot: which rows, when?"""
+
+    leaves_out: ClassVar[bool] = False
+    """Whether it may train on fewer rows than it looks at."""
 
     def start(self, n: int, batch_size: int, seed: int, total: int) -> Drawn:
         """The order of `n` rows in batches of `batch_size`, where `total` rows are looked at in all."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from graftline.stages.expected import Expected, Given
+from graftline.stages.lm.reference import pristine_base
 from graftline.stages.shapes import Scorer
 from graftline.stages.stage import Context, Model
 from graftline.stages.train.base.float import Float
@@ -25,7 +27,7 @@ class ReferenceLogprobs(Scorer):
 
     Args:
         rows: tokenised pairs.
-        model: the base.
+        model: the base, or the adapter that `adapter` goes on from.
         base: how it is held.
         adapter: the adapter whose initial state belongs to the reference (None: the base alone).
         seed: of the adapter's start.
@@ -56,8 +58,9 @@ class ReferenceLogprobs(Scorer):
 
         dtype = probe_dtype() if self.dtype == "auto" else self.dtype
         device = "cuda" if context.resources.gpus else "cpu"
-        directory = context.opened(self.model).directory("model")
-        model = _reference(directory, dtype, self.base, self.adapter, self.seed, device)
+        directory = context.opened(pristine_base(self.model)).directory("model")
+        begun = context.opened(self.model).directory("adapter") if self.model.kind == "adapter" else None
+        model = _reference(directory, dtype, self.base, self.adapter, self.seed, device, begun)
         found: dict[str, list[float]] = {name: [] for name in self.adds}
         for row in table.select(list(self.needs)).to_pylist():
             # A pair at a time: rounding depends on what shares a pass, and no row's score may depend on the others.
@@ -69,8 +72,8 @@ class ReferenceLogprobs(Scorer):
                 found[name].append(value)
         return found
 
-    def calls_expected(self, rows: Mapping[str, int]) -> tuple[int | None, int | None, int | None]:
-        return 0, 0, 0  # a pass over given tokens is no request to a model
+    def expected(self, given: Given) -> Expected:
+        return Expected(given.rows(self.rows))  # a pass over given tokens is no request to a model
 
 
 class BaseAlone(Adapter):
@@ -82,8 +85,8 @@ class BaseAlone(Adapter):
 
 @functools.lru_cache(maxsize=1)
 def _reference(
-    directory: Path, dtype: str, base: Base, adapter: Adapter | None, seed: int, device: str
+    directory: Path, dtype: str, base: Base, adapter: Adapter | None, seed: int, device: str, begun: Path | None
 ) -> PreTrainedModel:
     from graftline.stages.train.build import build
 
-    return build(directory, dtype, base, adapter or BaseAlone(), seed, device).model.eval()
+    return build(directory, dtype, base, adapter or BaseAlone(), seed, device, begun).model.eval()

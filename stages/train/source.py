@@ -1,12 +1,45 @@
-"""The source of supervised training: a sampler's batches over prepared rows."""
+"""Where the loop's batches come from. Of supervised training: a sampler's batches over prepared rows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from graftline.stages.train.plugs import Attached, Drawn
+
+
+class BatchSource(Protocol):
+    """Where batches come from."""
+
+    @property
+    def observes(self) -> bool:
+        """Whether it wants the rows' losses."""
+
+    def peek(self, step: int) -> Sequence[int]:
+        """Places of rows whose losses it wants to know before it says this step's batch, until there are none."""
+
+    def keep(self, places: Sequence[int], losses: Sequence[float]) -> None:
+        """The losses of the rows it asked for."""
+
+    def next(self, step: int) -> tuple[Sequence[int], Sequence[float]]:
+        """Places and weights of the rows of this step's global batch, the same on every worker. None where there are
+        no more."""
+
+    def observe(self, places: Sequence[int], losses: Sequence[float]) -> None:
+        """The losses of the rows just trained on."""
+
+    def numbers(self) -> Mapping[str, float]:
+        """What is worth logging after a step."""
+
+    def published(self, step: int, attached: Attached) -> None:
+        """The adapter as it stands after so many steps."""
+
+    def state(self) -> Mapping[str, Any]:
+        """What a checkpoint keeps, as JSON."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take a checkpoint's state back."""
 
 
 class IndexPlan:

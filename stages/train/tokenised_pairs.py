@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from graftline.stages.expected import Expected, Given, pair_tokens
 from graftline.stages.shapes import Mapper
 from graftline.stages.stage import Context, Model
 
@@ -36,6 +37,10 @@ class TokenisedPairs(Mapper):
 
     model: Model
     max_length: Annotated[int, Field(ge=2)]
+
+    def expected(self, given: Given) -> Expected:
+        rows, reader = given.rows(self.rows), given.reader(self.model)
+        return Expected(rows.only(lambda row: max(pair_tokens(row, reader)) <= self.max_length))
 
     def map_rows(self, table: pa.Table, context: Context) -> pa.Table:
         import pyarrow as pa

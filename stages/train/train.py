@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from graftline.stages.errors import HeldOutLeak, InvalidField, WrongKind
-from graftline.stages.lineage import COLUMNS, TRAINED_ON, refuse_leak
-from graftline.stages.lm.reference import refuse_endpoint
+from graftline.stages.expected import Expected, Given, Mark, Usage, product, worst
+from graftline.stages.lineage import TRAINED_ON, refuse_leak, together, trained_on
+from graftline.stages.lm.reference import pristine_base, refuse_endpoint
 from graftline.stages.rows import Columns
 from graftline.stages.specification import Execution
 from graftline.stages.stage import Context, Kind, Model, Resources, Rows, Stage
@@ -29,11 +30,11 @@ class Train(Stage):
     """Fine-tunes a model on rows; makes an adapter, or a model where the adapter plug is full tuning.
 
     Args:
-        model: what to start from.
+        model: what to start from; an adapter, with `adapter=Continue()`.
         rows: what to train on, with `messages` that end in an assistant turn.
         held_out: rows to measure the loss on, before, during and after; none may be, be made from, or share a group
-            with a training row.
-        base: how the frozen weights are held.
+            with a training row, nor with a row that `model` was trained on.
+        base: how the frozen weights are held (of an adapter that is gone on with: as they were).
         adapter: what is trainable.
         objective: the loss.
         optimizer: how parameters move.
@@ -86,11 +87,24 @@ class Train(Stage):
     retries: Annotated[int, Field(ge=0), Execution] = 2
 
     def check(self) -> None:
-        if self.model.kind == "adapter":
+        if self.adapter.starts_from == "adapter":
+            if not self.model.placeholder and self.model.kind != "adapter":
+                raise InvalidField(
+                    f"{self.adapter!r} goes on from an adapter, {self.model.name} makes a {self.model.kind}",
+                    where="Train.adapter",
+                    do="give the adapter as model=, or start anew with train.Lora()",
+                )
+            if self.base != Float():
+                raise InvalidField(
+                    "an adapter is trained on over the base that it belongs to, held as its card says",
+                    where="Train.base",
+                    do="leave it out",
+                )
+        elif self.model.kind == "adapter":
             raise WrongKind(
                 f"{self.model.name} makes an adapter; a new one would be valid on no pristine base",
                 where="Train.model",
-                do="train on its base, or make a model of it first",
+                do="go on from it with adapter=train.Continue(), train on its base, or make a model of it first",
             )
         refuse_endpoint(self.model, where="Train.model", why="it cannot be trained")
         if self.held_out is not None and self.held_out == self.rows:
@@ -120,7 +134,20 @@ class Train(Stage):
         prepared = {"prepared": self.objective.prepare(self.rows, start)}
         if self.held_out is not None:
             prepared["prepared_held_out"] = self.objective.prepare(self.held_out, start)
+        if self.adapter.starts_from == "adapter":
+            prepared["pristine"] = start.pristine
         return prepared
+
+    def rows_seen(self, rows: int) -> int:
+        """How many rows it looks at in all, each as often as it does."""
+        return self.steps * min(self.batch_size, rows) if self.steps else max(1, round(self.epochs * rows))
+
+    def expected(self, given: Given) -> Expected:
+        rows, reader = given.rows(self.expand()["prepared"]), given.reader(self.model)
+        seen = None if rows.count is None else self.rows_seen(rows.count)
+        trained = product(seen, rows.mean(lambda row: self.objective.tokens(row, reader)))
+        mark: Mark = "<=" if self.sampler.leaves_out else ""
+        return Expected(usage=Usage(tokens_trained=trained, mark=worst(rows.mark, mark)))
 
     def footprint(self) -> tuple[Resources, ...]:
         if self.workers == 1:
@@ -140,14 +167,18 @@ class Train(Stage):
 
         rows = inputs["prepared"].rows()
         held_out = inputs["prepared_held_out"].rows() if self.held_out is not None else None
+        known = trained_on(inputs["model"])
         if held_out is not None:
             refuse_leak(rows, held_out, where=f"{self.name}.rows")
+            if known is not None:
+                refuse_leak(known, held_out, where=f"{self.name}.model")
         dtype = _kept(context.scratch / "dtype", probe_dtype) if self.dtype == "auto" else self.dtype
         each = context.resources if self.workers == 1 else self._each_worker()
         job = Job(
             stage=self,
-            model=inputs["model"],
-            base=_name(self.model),
+            model=inputs.get("pristine", inputs["model"]),
+            base=_name(pristine_base(self.model)),
+            begun=inputs["model"] if "pristine" in inputs else None,
             dtype=dtype,
             threads=each.threads or 1,
             device="cuda" if each.gpus else "cpu",
@@ -162,8 +193,8 @@ class Train(Stage):
             from graftline.stages.train.ray_workers import work_on_ray
 
             metrics = work_on_ray(job, rows, held_out, context, out, self.workers, each, self.retries)
-        pq.write_table(rows.select(list(COLUMNS)), out / TRAINED_ON, compression="zstd")
-        return metrics
+        pq.write_table(together([known, rows]), out / TRAINED_ON, compression="zstd")
+        return {**metrics, "_calls": {"tokens_trained": metrics["tokens"]}}
 
 
 def _name(model: Stage) -> str:

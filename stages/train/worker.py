@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftline.stages.lm.held import held_of
 from graftline.stages.train.build import build
+from graftline.stages.train.checkpoint import Outcome
 from graftline.stages.train.export import adapter_digest, write_card
-from graftline.stages.train.loop import Outcome, Settings, evaluate, train
+from graftline.stages.train.loop import Settings, evaluate, train
 from graftline.stages.train.prepared import PreparedRows
 from graftline.stages.train.reporting import writing
 from graftline.stages.train.source import IndexPlan
@@ -36,6 +38,7 @@ class Job:
     Args:
         stage: the `Train`.
         model: the base's artefact.
+        begun: the artefact of the adapter that training goes on from (None: it starts anew).
         base: the base's name, for the exported files.
         dtype: the number format, decided once for all workers.
         threads: torch threads of a worker.
@@ -48,6 +51,22 @@ class Job:
     dtype: str
     threads: int
     device: str = "cpu"
+    begun: Artefact | None = None
+
+    @property
+    def adapter(self) -> Path | None:
+        """The directory of the adapter that training goes on from."""
+        return None if self.begun is None else self.begun.directory("adapter")
+
+    @property
+    def held(self) -> str:
+        """How the base is held in training."""
+        return self.stage.base.held if self.adapter is None else held_of(self.adapter)
+
+    @property
+    def valid_on(self) -> str:
+        """How the base is held that what is exported belongs on."""
+        return self.stage.adapter.valid_on(self.stage.base) if self.adapter is None else self.held
 
 
 def work(
@@ -64,7 +83,7 @@ def work(
     prepared = PreparedRows(rows)
     held = None if held_out is None else PreparedRows(held_out)
     batch_size = min(stage.batch_size, len(prepared))
-    total = stage.steps * batch_size if stage.steps else max(1, round(stage.epochs * len(prepared)))
+    total = stage.rows_seen(len(prepared))
     plan = IndexPlan(stage.sampler.start(len(prepared), batch_size, stage.seed, total), batch_size, total)
     epoch = -(-len(prepared) // batch_size)
     settings = Settings(
@@ -72,10 +91,11 @@ def work(
         seed=stage.seed,
         bin_tokens=stage.bin_tokens,
         eval_every=epoch if stage.eval_every is None else stage.eval_every,
+        epoch=epoch,
         checkpoint_every=stage.checkpoint_every,
         device=job.device,
     )
-    attached = build(directory, job.dtype, stage.base, stage.adapter, stage.seed, job.device)
+    attached = build(directory, job.dtype, stage.base, stage.adapter, stage.seed, job.device, job.adapter)
     masters, outcome = train(
         attached, stage.objective, stage.optimizer, plan, prepared, held, settings, reporter, ranks
     )
@@ -104,9 +124,8 @@ def work(
         faster(model)
         return _loss(job, model.to(job.device).eval(), probe, settings)
 
-    held_as = stage.adapter.valid_on(stage.base)
-    measured = {"loss_as_trained": as_trained, "loss_as_served": served(held_as)}
-    if held_as != "none":  # what a service gives that puts all its adapters on one float base
+    measured = {"loss_as_trained": as_trained, "loss_as_served": served(job.valid_on)}
+    if job.valid_on != "none":  # what a service gives that puts all its adapters on one float base
         measured["loss_on_float_base"] = served("none")
     return {**metrics, **digests, **measured}
 
@@ -116,8 +135,10 @@ def _describe(job: Job, folder: Path, directory: Path, about: dict[str, Any]) ->
     from graftline.stages.lm.load import model_digest
 
     weights = model_digest(directory)
-    base = {"name": job.base, "weights_digest": weights, "held": job.stage.adapter.valid_on(job.stage.base)}
-    about["held_in_training"] = job.stage.base.held
+    base = {"name": job.base, "weights_digest": weights, "held": job.valid_on}
+    about["held_in_training"] = job.held
+    if job.begun is not None:
+        about["went_on_from"] = job.begun.digest
     if job.stage.adapter.makes == "model":
         write_card(folder, base, about)
         return {"weights_digest": model_digest(folder)}

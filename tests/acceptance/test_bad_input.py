@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ..fake_openai import FakeOpenAI
+
 READ = """
 from graftline.stages import read, select
 def pipeline(path: str = "rows.jsonl"):
@@ -120,6 +122,69 @@ def test_a_store_that_cannot_be_written(
     assert str(small_disk) in done.err and "read-only" in done.err.lower()
     done = graftline("run", str(file), "--store", str(file))
     assert done.code == 2 and str(file) in done.err
+
+
+@pytest.mark.real
+def test_scores_that_are_no_number(
+    graftline: Callable[..., Any], pipeline_file: Callable[..., Path], environment: dict[str, str]
+) -> None:
+    """NaN is no score: such rows come last, are counted so, and a choice by nothing else is none."""
+    source = READ.replace('adds = {"n": "int64"}', 'adds = {"n": "float64"}\n    least: int = 30').replace(
+        "[len(messages[0]", '[float("nan") if len(messages[0]["content"]) < self.least else len(messages[0]'
+    )
+    file = pipeline_file(source)
+    lines = [f'{{"text": "{"x" * n}", "label": "b"}}' for n in range(20, 35)]
+    (file.parent / "rows.jsonl").write_text("\n".join(lines))
+    done = graftline("run", str(file), "--address", "here")
+    assert done.code == 0, done.err
+    shown = graftline("inspect", "latest", "TopK", "--rows", "9").out
+    assert shown.count("x" * 32) == 3 and "x" * 20 not in shown.replace("x" * 32, "")
+    lost = graftline("show", "latest", "--json").out
+    assert '"no score": 10' in lost and "NaN" not in lost
+    page = next(Path(environment["GRAFTLINE_STORE"]).glob("runs/*/report.html")).read_text()
+    assert "no score" in page
+    done = graftline(
+        "run", str(pipeline_file(source.replace("least: int = 30", "least: int = 99"))), "--address", "here"
+    )
+    assert done.code == 1 and "TopK: none of 15 rows has a value in 'n'" in done.err, done.err
+
+
+def test_a_servers_key_that_is_wrong(
+    graftline: Callable[..., Any], pipeline_file: Callable[..., Path], environment: dict[str, str]
+) -> None:
+    environment["THEIR_KEY"] = "sk-not-the-right-one"
+    with FakeOpenAI(key="sk-another") as server:
+        file = pipeline_file(
+            "from graftline.stages import Endpoint, generate, read\n"
+            "def pipeline():\n"
+            "    rows = read.Jsonl(path='rows.jsonl', prompt='{text}')\n"
+            f"    teacher = Endpoint('fake', url='{server.url}', key_env='THEIR_KEY')\n"
+            "    return generate.TeacherResponses(prompts=rows, teacher=teacher)\n"
+        )
+        (file.parent / "rows.jsonl").write_text('{"text": "a"}\n')
+        done = graftline("run", str(file))
+        assert server.log == []
+    assert done.code == 2 and "THEIR_KEY" in done.err and "401" in done.err, done.err
+    assert "sk-" not in done.err + done.out and not started(environment["GRAFTLINE_STORE"])
+
+
+def test_a_sweep_that_this_machine_has_no_room_for(
+    graftline: Callable[..., Any], pipeline_file: Callable[..., Path], environment: dict[str, str]
+) -> None:
+    file = pipeline_file(
+        "from graftline.stages import Llm, read, select, sweep, train\n"
+        "from graftline.stages.stage import Resources\n"
+        "def pipeline():\n"
+        "    rows = read.Jsonl(path='rows.jsonl', prompt='{text}', answer='{label}')\n"
+        "    split = select.Split(rows=rows, shares=(0.5, 0.5, 0.0))\n"
+        "    tuned = train.Train(model=Llm('tiny'), rows=split.train, held_out=split.dev, workers=3,\n"
+        "                        resources=Resources(cpus=99.0))\n"
+        "    return sweep.Sweep(stage=tuned, over={'adapter.rank': sweep.grid(4, 8)})\n"
+    )
+    (file.parent / "rows.jsonl").write_text("\n".join(f'{{"text": "{n}", "label": "b"}}' for n in range(9)))
+    done = graftline("run", str(file))
+    assert done.code == 2 and "297 cpus" in done.err and "adapter.rank=4" in done.err, done.err
+    assert not started(environment["GRAFTLINE_STORE"])
 
 
 @pytest.mark.real

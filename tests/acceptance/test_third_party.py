@@ -10,20 +10,26 @@ from typing import Any
 
 import pytest
 
+from graftline.pipelines import Run
+from graftline.pipelines.store import Store
+
 METHODS = '''
 """Methods of another package."""
+import sys
+from pathlib import Path
 from graftline.stages import Scorer
 
 
 class Letters(Scorer):
-    """Counts a row's letters, in the column `letters`."""
+    """Counts a row's letters, in the column `letters`, and says which program did, in `program`."""
 
     method = "score.letters"
     origin = "another package"
-    adds = {"letters": "int64"}
+    adds = {"letters": "int64", "program": "string"}
 
     def score_rows(self, table, context):
-        return {"letters": [len(messages[0]["content"]) for messages in table["messages"].to_pylist()]}
+        letters = [len(messages[0]["content"]) for messages in table["messages"].to_pylist()]
+        return {"letters": letters, "program": [Path(sys.argv[0]).name] * len(letters)}
 '''
 PIPELINE = """
 from their_methods import Letters
@@ -54,11 +60,29 @@ def test_it_is_listed(installed: Path, graftline: Callable[..., Any]) -> None:
     assert lines["score.letters"]["origin"] == "another package"
 
 
+def check(
+    graftline: Callable[..., Any], pipeline_file: Callable[..., Path], environment: dict[str, str], *where: str
+) -> str:
+    """Runs the pipeline; the name of the program that ran the installed method."""
+    file = pipeline_file(PIPELINE)
+    (file.parent / "rows.jsonl").write_text('{"text": "short"}\n{"text": "much longer"}\n')
+    done = graftline("run", str(file), *where)
+    assert done.code == 0, done.err
+    assert done.result["ran"] == 3
+    (row,) = Run.find(Store(environment["GRAFTLINE_STORE"]), "latest")["result"].rows().to_pylist()
+    assert row["letters"] == len("much longer")
+    return str(row["program"])
+
+
 def test_it_runs(
     installed: Path, graftline: Callable[..., Any], pipeline_file: Callable[..., Path], environment: dict[str, str]
 ) -> None:
-    file = pipeline_file(PIPELINE)
-    (file.parent / "rows.jsonl").write_text('{"text": "short"}\n{"text": "much longer"}\n')
-    done = graftline("run", str(file), "--address", "here")
-    assert done.code == 0, done.err
-    assert done.result["ran"] == 3
+    assert check(graftline, pipeline_file, environment, "--address", "here") == "graftline"
+
+
+@pytest.mark.real
+def test_it_runs_on_rays_workers(
+    installed: Path, graftline: Callable[..., Any], pipeline_file: Callable[..., Path], environment: dict[str, str]
+) -> None:
+    environment.pop("RAY_ADDRESS", None)
+    assert "worker" in check(graftline, pipeline_file, environment)

@@ -1,7 +1,7 @@
 """Training over NF4, ours against the stock parts, in the same process on the same rows.
 
-Both train a LoRA (r = 16, every linear layer) on SmolLM2-135M in NF4 with double quantisation, 8 rows of 24 to 64
-tokens a step, the last quarter of each trained. Stock is transformers' `BitsAndBytesConfig`, PEFT as it comes, padded
+Both train a LoRA (r = 16, every linear layer) on SmolLM2-135M in NF4 with double quantisation, on 8 tickets of the
+quickstart a step, the answers trained. Stock is transformers' `BitsAndBytesConfig`, PEFT as it comes, padded
 batches, the model's own loss and torch's AdamW; it is measured in bf16 and in fp32, and the faster one counts. Tokens
 are those of the rows, padding left out. The turns alternate, so that another process's burst meets both.
 
@@ -21,9 +21,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-ROWS, SHORTEST, LONGEST, BATCH, RANK = 64, 24, 64, 8, 16
+if TYPE_CHECKING:
+    from graftline.stages.train.prepared import PreparedRows
+
+TICKETS = Path(__file__).resolve().parents[2] / "examples" / "tickets.jsonl"
+BATCH, RANK = 8, 16
 WARM = 2
 """Steps that are not counted: kernels are chosen and memory is found in them."""
 
@@ -62,23 +66,23 @@ def main() -> None:
     print("RESULT", json.dumps(result))
 
 
-def rows() -> Any:
-    """Random prepared rows."""
-    import numpy as np
+def rows(directory: Path) -> PreparedRows:
+    """The quickstart's tickets as the trainer reads them."""
     import pyarrow as pa
 
+    from graftline.stages.lm.chat import render_supervised
+    from graftline.stages.lm.load import load_tokenizer
     from graftline.stages.train.prepared import PreparedRows
 
-    draw = np.random.default_rng(0)
-    lengths = draw.integers(SHORTEST, LONGEST + 1, ROWS)
-    ids = [draw.integers(10, 49_000, length).astype(np.int32) for length in lengths]
-    trained = [np.arange(length) >= length - length // 4 for length in lengths]
-    table = {
-        "id": [f"r{index:03d}" for index in range(ROWS)],
-        "input_ids": pa.array(ids, pa.list_(pa.int32())),
-        "trained": pa.array([each.tolist() for each in trained], pa.list_(pa.bool_())),
-    }
-    return PreparedRows(pa.table(table))
+    tokenizer = load_tokenizer(directory)
+    tickets = [json.loads(line) for line in TICKETS.read_text(encoding="utf-8").splitlines()]
+    made = []
+    for index, ticket in enumerate(tickets):
+        turns = [("user", ticket["text"]), ("assistant", ticket["queue"])]
+        ids, trained = render_supervised(tokenizer, [{"role": role, "content": text} for role, text in turns])
+        made.append({"id": f"t{index:03d}", "input_ids": ids, "trained": trained})
+    kinds = {"id": pa.string(), "input_ids": pa.list_(pa.int32()), "trained": pa.list_(pa.bool_())}
+    return PreparedRows(pa.Table.from_pylist(made, schema=pa.schema(kinds)))
 
 
 def measured(directory: Path, dtype: str, peers: Mapping[str, Iterator[int]], steps: int) -> dict[str, list[float]]:
@@ -90,7 +94,7 @@ def measured(directory: Path, dtype: str, peers: Mapping[str, Iterator[int]], st
     from graftline.stages.train.source import IndexPlan
 
     speeds: dict[str, list[float]] = {name: [] for name in ("own", *peers)}
-    table = rows()
+    table = rows(directory)
 
     class Turns(IndexPlan):
         """Lets the peers go first."""
@@ -115,7 +119,7 @@ def measured(directory: Path, dtype: str, peers: Mapping[str, Iterator[int]], st
         log = save = progress = staticmethod(lambda *_, **__: None)
 
     attached = build(directory, dtype, Nf4(), Lora(rank=RANK), 0, "cpu")
-    plan = Turns(Shuffled().start(ROWS, BATCH, 0), BATCH, steps * BATCH)
+    plan = Turns(Shuffled().start(len(table), BATCH, 0), BATCH, steps * BATCH)
     settings = Settings(steps=steps, seed=0, bin_tokens=512, eval_every=0, checkpoint_every=10**9)
     reporter: Any = Silent()
     train(attached, Sft(), AdamW(lr=1e-4), plan, table, None, settings, reporter, Alone())
@@ -131,7 +135,7 @@ def stock(directory: Path, dtype: str) -> Iterator[int]:
     from graftline.stages.train import Shuffled
     from graftline.stages.train.source import IndexPlan
 
-    table = rows()
+    table = rows(directory)
     quantisation = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -144,7 +148,7 @@ def stock(directory: Path, dtype: str) -> Iterator[int]:
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, config).train()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-4)
-    plan = IndexPlan(Shuffled().start(ROWS, BATCH, 0), BATCH, ROWS * 100)
+    plan = IndexPlan(Shuffled().start(len(table), BATCH, 0), BATCH, len(table) * 100)
     for step in range(plan.steps):
         batch = [table[place] for place in plan.next(step)[0]]
         width = max(len(row["input_ids"]) for row in batch)

@@ -81,7 +81,7 @@ class FakeEngine:
         return [[0.0]] * len(prompts)
 
     def count_tokens(self, conversations):
-        return 7 * len(conversations)
+        return sum(7 + sum(len(turn["content"]) for turn in turns) for turns in conversations)
 
     def close(self):
         self.closed = True
@@ -93,7 +93,7 @@ def engines(monkeypatch):
     FakeEngine.opened = []
     monkeypatch.setattr(
         "graftline.stages.lm.open.open_engine",
-        lambda llm, directory, adapters, threads=None: FakeEngine(llm, directory, adapters, threads),
+        lambda llm, directory, adapters, threads=None, gate=None: FakeEngine(llm, directory, adapters, threads),
     )
     return FakeEngine.opened
 
@@ -139,10 +139,13 @@ def test_the_engine_of_a_model(order, engines, tmp_path):
     context = WorkerContext(order(Asks(model=llm), llm))
     with context.engine(llm) as engine:
         engine.generate([Request("1", ()), Request("2", (), adapter="other")])
-        engine.choice_logprobs([()], [["a"]])
+        engine.choice_logprobs([()], [["a", "bcd"]])
     assert engines[0].directory == tmp_path / "Llm" / "model" and engines[0].adapters == {} and engines[0].threads == 2
     assert [each.adapter for each in engines[0].asked[:2]] == [None, "other"] and engines[0].closed
-    assert context.calls == Calls("tiny", 3, 27, 6, 0.0, False, "bf16")
+    scored = 7 + (1 + 1) + (3 + 1)  # the prompt once, and each choice with its end of turn
+    assert context.calls == Calls("tiny", 3, 20, 6, scored, 0.0, False, "bf16")
+    told = {"model": "tiny", "requests": 3, "tokens_in": 20, "tokens_out": 6, "tokens_scored": scored}
+    assert context.calls.to_dict() == told and Calls().to_dict() == {}
 
 
 def test_the_engine_of_an_adapter_is_its_bases(order, engines, tmp_path):
@@ -204,6 +207,7 @@ def test_a_spent_budget_stops_after_the_answers(order, engines):
             pay()
     assert context.work.board.purse.tokens == 39
     assert difference(context.calls, Calls(requests=1, tokens_in=10, tokens_out=3)).requests == 2
+    assert difference(Calls(tokens_scored=9), Calls(tokens_scored=2)).tokens_scored == 7
 
 
 def test_an_engine_is_what_the_protocol_says():

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from graftline.pipelines import Budget, run
-from graftline.stages import Endpoint, generate, read, score
-from graftline.stages.errors import BudgetSpent, EndpointRefused, EngineFailed
+from graftline.stages import Endpoint, generate, read, score, select
+from graftline.stages.errors import BudgetSpent, EndpointRefused, EngineFailed, RunError
 
 from ..fake_openai import FakeOpenAI
 
@@ -49,7 +49,12 @@ def asked(fake: FakeOpenAI, status: int = 200) -> list[str]:
     return [json.dumps(body["messages"]) for _, found, body in fake.log if found == status]
 
 
-def test_an_outage_stops_the_stage_and_it_goes_on(go: Any, rows: Any) -> None:
+def made_of(stage: str, tmp_path: Path) -> list[Path]:
+    """A stage's committed artefacts."""
+    return list(tmp_path.glob(f"store/artefacts/{stage}-*/*/artefact.json"))
+
+
+def test_an_outage_stops_the_stage_and_it_goes_on(go: Any, rows: Any, tmp_path: Path) -> None:
     with FakeOpenAI() as fake:
 
         def answer(body: dict[str, Any]) -> str:
@@ -61,6 +66,7 @@ def test_an_outage_stops_the_stage_and_it_goes_on(go: Any, rows: Any) -> None:
             go(judge(rows, fake.url))
         before = asked(fake)
         assert 2 * BATCH < len(before) < ROWS
+        assert made_of("LlmJudge", tmp_path) == [], "nothing is committed"
         fake.outage, fake.answer = False, judged
         made = go(judge(rows, fake.url))
         table = made["result"].rows()
@@ -71,6 +77,56 @@ def test_an_outage_stops_the_stage_and_it_goes_on(go: Any, rows: Any) -> None:
         assert len(set(every)) == ROWS
         assert len(every) - ROWS <= BATCH, "at most the batch in flight is paid for twice"
         assert line["calls"]["requests"] >= ROWS and line["calls"]["tokens_out"] > 0
+
+
+def test_an_outage_turns_no_row_into_a_failed_one_and_nothing_is_made_of_the_rest(go: Any, tmp_path: Path) -> None:
+    """Longer than the server's patience, in the middle of a generation: the selection after it never runs, and the
+    next run asks for what is not answered, and for nothing else."""
+    many, patience = 80, 0.3
+    lines = [json.dumps({"text": f"question {number}", "label": f"l{number % 3}"}) for number in range(many)]
+    (tmp_path / "many.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+    def pipeline(url: str) -> Any:
+        teacher = Endpoint("fake", url=url, concurrency=4, patience=patience)
+        rows = read.Jsonl(path="many.jsonl", prompt="{text}", answer="{label}")
+        return select.Split(rows=generate.TeacherResponses(prompts=rows, teacher=teacher)).train
+
+    def answer(body: dict[str, Any]) -> str:
+        fake.outage = len(asked(fake)) >= 30
+        return body["messages"][-1]["content"] * 3
+
+    with FakeOpenAI(answer=answer) as fake:
+        with pytest.raises(EngineFailed, match=r"no answer for .*503: the server is down.*what was answered is kept"):
+            go(pipeline(fake.url))
+        before = set(asked(fake))
+        assert 30 <= len(before) <= 34 and fake.statuses[503] < 20, "it is left alone, and given up in the end"
+        assert made_of("TeacherResponses", tmp_path) == made_of("Split", tmp_path) == []
+        fake.outage, fake.answer, fake.log = False, lambda body: body["messages"][-1]["content"] * 3, []
+        made = go(pipeline(fake.url))
+        after = asked(fake)
+    assert len(after) == len(set(after)) == many - len(before) and not before & set(after), "none is asked twice"
+    line = next(each for each in made.record["stages"] if each["name"] == "TeacherResponses")
+    assert line["rows"]["kept"] == many and line["rows"]["failed"] == {}
+
+
+def test_a_judge_that_answers_nonsense_scores_nothing_and_nothing_is_chosen_by_it(go: Any, rows: Any) -> None:
+    def sometimes(body: dict[str, Any]) -> str:
+        words = body["messages"][1]["content"].count(" x")
+        return "as an oracle, I smell 9 lilies" if words % 2 else judged(body)
+
+    with FakeOpenAI(answer=lambda body: "excellent!! 11/10") as fake:
+        stage = judge(rows, fake.url).replace("retries", 1)
+        with pytest.raises(RunError, match=rf"none of {ROWS} rows has a value in 'judge'"):
+            go(select.TopK(rows=stage, by="judge", k=3))
+        assert fake.statuses[200] == ROWS * 2, "each is asked again, so often and no more"
+        table = go(stage)["result"].rows()
+        assert fake.statuses[200] == ROWS * 2 and table.num_rows == ROWS
+        assert set(table["judge"].to_pylist()) == set(table["judge_truth"].to_pylist()) == {None}
+        assert all(table["judge_why"].to_pylist())
+    with FakeOpenAI(answer=sometimes) as fake:
+        stage = judge(rows, fake.url).replace("retries", 0)
+        best = go(select.TopK(rows=stage, by="judge", k=ROWS // 2))["result"].rows()
+        assert best.num_rows == ROWS // 2 and None not in best["judge"].to_pylist()
 
 
 def test_a_wrong_key_starts_nothing_and_later_fails_no_row(

@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from ..fake_openai import FakeOpenAI
+
 # Slow enough (the pauses are execution fields) that a kill hits every stage.
 PIPELINE = """
 import sys, time
 from typing import Annotated
-from graftline.stages import Execution, Llm, Made, Model, Rounds, Rows, Scorer, Source, select
+from graftline.stages import Endpoint, Execution, Made, Model, Rounds, Rows, Scorer, Source, select
 from graftline.stages.shapes import RoundsState
 
 
@@ -36,7 +38,7 @@ class Talk(Rounds):
     seeds: Rows
     teacher: Model
     rounds: int = 6
-    pause: Annotated[float, Execution] = 0.4
+    pause: Annotated[float, Execution] = 0.2
 
     def asks(self):
         return self.teacher
@@ -65,7 +67,7 @@ class Talk(Rounds):
             state.heard += answer.text
             row = {"parents": [state.seeds[int(request.id)][0]], "answer": answer.text}
             row["messages"] = [*request.messages, {"role": "assistant", "content": answer.text}]
-            state.made.append(Made(row, *(("filtered", "short") if len(answer.text) < 60 else ())))
+            state.made.append(Made(row, *(("filtered", "short") if len(answer.text) < 30 else ())))
 
     def finish(self, state):
         return state.made
@@ -80,29 +82,33 @@ class Length(Scorer):
         return {"length": [len(text) for text in table["answer"].to_pylist()]}
 
 
-def pipeline():
-    talk = Talk(seeds=Words(), teacher=Llm("tiny", engine="scripted"))
+def pipeline(url):
+    talk = Talk(seeds=Words(), teacher=Endpoint("fake", url=url, concurrency=4))
     return select.TopK(rows=Length(rows=talk), by="length", k=10)
 
 
 if __name__ == "__main__":
     from graftline.pipelines import run
 
-    run(pipeline(), store=sys.argv[1], watch=lambda event: print(event.kind, event.name, flush=True))
+    run(pipeline(sys.argv[2]), store=sys.argv[1], watch=lambda event: print(event.kind, event.name, flush=True))
 """
 
+ASKED = 6 * 12
+IN_FLIGHT = 4
+"""Requests at the server at once, which is what a kill may lose."""
 
-def start(file: Path, store: Path) -> subprocess.Popen[str]:
+
+def start(file: Path, store: Path, url: str) -> subprocess.Popen[str]:
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     return subprocess.Popen(
-        [sys.executable, str(file), str(store)], env=environment, cwd=file.parent, stdout=subprocess.PIPE,
+        [sys.executable, str(file), str(store), url], env=environment, cwd=file.parent, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def finish(file: Path, store: Path) -> tuple[dict[str, Any], float]:
+def finish(file: Path, store: Path, url: str) -> tuple[dict[str, Any], float]:
     """Runs to the end; the run's record, and the seconds between the first stage's start and the end."""
-    process, begun = start(file, store), 0.0
+    process, begun = start(file, store, url), 0.0
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -113,9 +119,9 @@ def finish(file: Path, store: Path) -> tuple[dict[str, Any], float]:
     return json.loads((store / "runs" / latest / "run.json").read_text()), time.monotonic() - begun
 
 
-def kill(file: Path, store: Path, after: float, how: signal.Signals) -> bool:
+def kill(file: Path, store: Path, url: str, after: float, how: signal.Signals) -> bool:
     """Ends a driver so many seconds after its first stage started; whether it was still at work."""
-    process = start(file, store)
+    process = start(file, store, url)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("started"):
@@ -133,36 +139,40 @@ def digests(record: dict[str, Any]) -> dict[str, str]:
     return {line["name"]: line["digest"] for line in record["stages"]}
 
 
-def answered(store: Path) -> Counter[tuple[str, str]]:
-    """How often each prompt of each round was answered, by the ledger's own files."""
-    found: Counter[tuple[str, str]] = Counter()
-    for path in store.glob("ledger/Talk-*/*/*.answers.json"):
-        found.update((path.parent.name, line["prompt"]) for line in json.loads(path.read_text())["answers"])
-    return found
+def sent(server: FakeOpenAI) -> Counter[str]:
+    """How often the server was asked each prompt."""
+    return Counter(json.dumps(body["messages"]) for _, _, body in server.log)
 
 
 def check(tmp_path: Path, kills: int, interrupts: int = 0) -> None:
     file = tmp_path / "talking.py"
     file.write_text(PIPELINE)
-    whole, seconds = finish(file, tmp_path / "whole")
-    assert whole["state"] == "done" and len(digests(whole)) == 5
+    with FakeOpenAI(slow=0.1) as server:
+        whole, seconds = finish(file, tmp_path / "whole", server.url)
+        assert whole["state"] == "done" and len(digests(whole)) == 5
+        assert len(sent(server)) == sent(server).total() == ASKED
 
-    moments, store = random.Random(kills), tmp_path / "killed"
-    hit = 0
-    for number in range(kills):
-        # Later and later, so that all stages are hit although each run begins where the last one ended.
-        after = moments.uniform(0, seconds * (number + 1) / kills / 2)
-        hit += kill(file, store, after, signal.SIGINT if number < interrupts else signal.SIGKILL)
-    again, _ = finish(file, store)
+        server.log.clear()
+        moments, store = random.Random(kills), tmp_path / "killed"
+        hit = amid = 0
+        for number in range(kills):
+            # Later and later, so that all stages are hit although each run begins where the last one ended.
+            after = moments.uniform(0, seconds * (number + 1) / kills / 2)
+            before = len(server.log)
+            hit += kill(file, store, server.url, after, signal.SIGINT if number < interrupts else signal.SIGKILL)
+            time.sleep(0.5)  # until what was in flight is in the server's log
+            amid += len(server.log) > before
+        again, _ = finish(file, store, server.url)
     assert hit >= kills // 2, f"only {hit} of {kills} kills met a run at work: make the pipeline slower"
     assert digests(again) == digests(whole)
 
-    counts = answered(store)
-    assert len(counts) == 6 * 12
-    lost = sum(counts.values()) - len(counts)
-    assert lost <= 12 * kills, "only what was in flight at a kill may be asked again"
+    assert amid, "no kill met a run that asked: make the pipeline slower"
+    counts = sent(server)
+    assert len(counts) == ASKED
+    lost = counts.total() - ASKED
+    assert lost <= amid * IN_FLIGHT, f"{amid} kills lost {lost} requests: only what was in flight may be asked again"
     talk = next(line for line in again["stages"] if line["name"] == "Talk")
-    assert talk["calls"]["requests"] >= sum(counts.values()), "what was paid twice is counted twice"
+    assert talk["calls"]["requests"] >= counts.total(), "what was paid twice is counted twice"
     states = [json.loads(path.read_text())["state"] for path in store.glob("runs/*/run.json")]
     assert states.count("done") == kills - hit + 1 and states.count("interrupted") <= interrupts
 

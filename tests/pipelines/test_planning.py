@@ -29,6 +29,7 @@ from graftline.stages import (
     select,
 )
 from graftline.stages.errors import CannotPlace, FileMissing, ModelNotFound, PortInUse, RequestError
+from graftline.stages.expected import Expected, Usage, Volume
 from graftline.stages.specification import Template
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +41,8 @@ class Lines(Source):
     def pins(self, resolve):
         return {"path": resolve.file(self.path)}
 
-    def rows_expected(self, rows, file):
-        return len(Path(file(self.path)).read_text().split())
+    def expected(self, given):
+        return Expected(Volume(len(Path(given.file(self.path)).read_text().split())))
 
     def make_rows(self, context):
         yield from (Made({"answer": line}) for line in Path(context.file(self.path)).read_text().split())
@@ -80,8 +81,9 @@ class Split(Selector):
     def train(self):
         return View(of=self, part="train")
 
-    def rows_expected(self, rows, file):
-        return {"train": round(rows["rows"] * self.shares[0]), "test": round(rows["rows"] * self.shares[1])}
+    def expected(self, given):
+        rows = given.rows(self.rows)
+        return Expected({part: rows.share(share, "~") for part, share in zip(self.views, self.shares, strict=True)})
 
     def select_rows(self, table, context):
         return [
@@ -98,11 +100,8 @@ class Talk(Rounds):
     def asks(self):
         return self.teacher
 
-    def rows_expected(self, rows, file):
-        return self.count
-
-    def calls_expected(self, rows):
-        return (80, None, 2400)
+    def expected(self, given):
+        return Expected(Volume(self.count, mark="~"), Usage(80, None, 2400, mark="~"))
 
 
 class Tuned(Stage):
@@ -120,8 +119,8 @@ class Report(Stage):
     def expand(self):
         return {"tokens": Same(rows=self.rows)}
 
-    def calls_expected(self, rows):
-        return (2 * rows["rows"], 100, 200)
+    def expected(self, given):
+        return Expected(usage=Usage(2 * given.rows(self.rows).count, 100, 200, 300, 400))
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +174,7 @@ def test_large_graphs_are_planned_at_once(look):
 def test_what_is_cached_is_counted(look, tmp_path):
     run(Length(rows=Lines()), base=tmp_path, address="here")
     planned = look(select.TopK(rows=Length(rows=Lines()), by="length", k=3))
-    assert [(step.name, step.status, step.rows, step.calls) for step in planned.steps] == [
+    assert [(step.name, step.status, step.rows, step.calls.requests) for step in planned.steps] == [
         ("Lines", "cached", 8, 0), ("Length", "cached", 8, 0), ("TopK", "run", 3, 0)
     ]  # fmt: skip
     assert [step.name for step in planned.to_run] == ["TopK"]
@@ -230,6 +229,30 @@ class Asking(Stage):
     def foreseen(self):
         more = {"two": Asking(inside=Same(rows=self.inside))} if isinstance(self.inside, Lines) else {}
         return {"one": self.inside, **more}
+
+
+class Trying(Stage):
+    """Has one made that stands for five, of which some may be left out."""
+
+    makes = "report"
+    inside: Annotated[Stage, Template]
+
+    def foreseen(self):
+        return {"": self.inside}
+
+    def expected(self, given):
+        return Expected(times=5.0, times_mark="<=")
+
+
+def test_what_stands_for_several_counts_as_often(look):
+    inner = Report(adapter=Tuned(model=Llm("tiny"), rows=Lines()), rows=Lines())
+    planned = look({"all": Trying(inside=inner), "lines": Lines()})
+    (asked,) = (step for step in planned.later if step.name == "Report")
+    assert asked.times == 5 and asked.why == "asked for by Trying, 5 times at most"
+    assert asked.calls == Usage(80, 500, 1000, 1500, 2000, mark="<=") == planned.calls
+    told = planned.to_dict()
+    assert told["calls"] == {**Usage(80, 500, 1000, 1500, 2000).to_dict(), "mark": "<="}
+    assert [step["rows"] for step in told["steps"] if step["name"] == "Lines"] == [{"kept": 8, "mark": ""}]
 
 
 def test_what_will_be_asked_for_is_shown(look):
@@ -309,3 +332,9 @@ def test_planning_imports_neither_ray_nor_torch_and_is_quick(tmp_path):
     count, rest = done.stdout.splitlines()
     assert count == "4" and rest.startswith("[] ")
     assert float(rest.split()[1]) < 2
+    example = str(ROOT / "examples" / "quickstart.py")  # whose rows are sampled, and their tokens counted
+    done = subprocess.run(
+        [sys.executable, "-c", code, example], env=os.environ, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].startswith("[] ")

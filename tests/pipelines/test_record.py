@@ -12,6 +12,7 @@ from graftline.pipelines.record import Record
 from graftline.pipelines.store import Store
 from graftline.stages import Mapper, Source
 from graftline.stages.errors import WorldError
+from graftline.stages.expected import Usage
 
 
 class Numbers(Source):
@@ -65,13 +66,14 @@ def test_it_is_rewritten_as_it_advances(record, monkeypatch):
 
 def test_the_end(record):
     (numbers, same) = record.run["stages"]
-    record.update(numbers["key"], status="ran", metrics={"fetch_seconds": 100.0})
+    record.update(numbers["key"], status="ran", metrics={"fetch_seconds": 100.0}, calls={"requests": 3, "money": 0.5})
     record.update(same["key"], status="running")
     record.finish("failed", WorldError("down", where="Same", do="wait"))
     found = saved(record)
     assert found["state"] == "failed" and found["finished"] >= found["started"]
     assert found["error"] == {"type": "WorldError", "what": "down", "where": "Same", "do": "wait"}
     assert [line["status"] for line in found["stages"]] == ["ran", "pending"]
+    assert found["calls"] == Usage(3, money=0.5).to_dict(), "of all that ran"
     assert found["fetch_seconds"] == 100.0 and found["seconds"] == 0.0, "downloads are left out"
 
 

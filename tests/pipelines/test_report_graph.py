@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftline.pipelines.report_graph import NODE_HEIGHT, NODE_WIDTH, Edge, Node, graph, layered
+from graftline.pipelines.report_graph import NODE_HEIGHT, NODE_WIDTH, Edge, Node, gathered, graph, layered
 
 BOX = re.compile(r'<rect x="([-\d.]+)" y="([-\d.]+)" width="(\d+)" height="(\d+)" rx="9"/>')
 
@@ -66,3 +66,25 @@ def test_texts_are_escaped_and_shortened():
 
 def test_no_stages_no_picture():
     assert graph([], []) == ""
+
+
+def test_many_boxes_alike_are_one():
+    names = [f"a{place}" for place in range(6)]
+    nodes = [Node("in", "Rows"), *(Node(name, name, "1 s", "adapter ran", of="x.Train") for name in names),
+             Node("out", "Compare")]  # fmt: skip
+    edges = [Edge("in", name) for name in names] + [Edge(name, "out") for name in names]
+    found, kept = gathered(nodes, edges)
+    assert [node.title for node in found] == ["Rows", "6 × Train", "Compare"]
+    assert [(edge.tail, edge.head) for edge in kept] == [("in", "a0"), ("a0", "out")]
+    assert all(name in found[1].hint for name in names)
+    assert len(gathered(nodes, edges[:-1])[0]) == 4, "one that leads elsewhere stays by itself"
+    assert len(gathered(nodes[:4], [])[0]) == 4, "three are no crowd"
+
+
+def test_a_broad_graph_is_not_made_unreadable():
+    nodes = [Node(f"n{place}", "box") for place in range(12)]
+    layers = [Edge("n0", node.key) for node in nodes[1:]]
+    chain = [Node(f"c{place}", "box") for place in range(8)]
+    links = [Edge(one.key, other.key) for one, other in itertools.pairwise(chain)]
+    assert 'class="graph large"' in graph([*nodes, *chain], [*layers, *links])
+    assert 'class="graph"' in graph(chain, links)

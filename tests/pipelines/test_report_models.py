@@ -1,6 +1,6 @@
-"""The report's models: curves, the table of an evaluation, what a service answered."""
+"""The report's models: curves, how far a merge is off, what a service answered."""
 
-from graftline.pipelines.report_models import curves, evaluation, json_lines, transcript
+from graftline.pipelines.report_models import curves, json_lines, merge, transcript
 
 
 def found(run, name):
@@ -11,7 +11,7 @@ def found(run, name):
 def test_curves_are_by_stage_and_losses_stand_together(quickstart):
     (stage,) = curves(quickstart.stages, [], quickstart.metrics)
     assert stage["name"] == "Train"
-    assert [(chart["title"], chart["names"]) for chart in stage["charts"]] == [
+    assert [(chart["title"], chart["names"]) for chart in (*stage["main"], *stage["more"])] == [
         ("loss", ["loss", "eval loss"]), ("tokens per second", ["tokens per second"]),
     ]  # fmt: skip
 
@@ -22,26 +22,33 @@ def test_what_is_no_number_or_has_no_step_is_no_curve(quickstart):
     assert curves(quickstart.stages, [], lines) == []
 
 
-def test_an_evaluation_is_a_table_with_gains_and_confusion(quickstart):
-    table = evaluation(*found(quickstart, "Compare"))
-    assert table["columns"] == ["base", "tickets"]
-    base, tuned = table["rows"][0]["cells"]
-    assert (base["value"], base["extra"]) == (0.0, {"truncated": 61}) and tuned["gain"]["value"] == 0.853
-    assert tuned["extra"] == {} and 'cx="' in tuned["svg"]
-    confusion = table["confusion"]
-    assert confusion["column"] == "tickets" and confusion["labels"][-1] == "(unparsed)"
-    cells = [(line["reference"], cell) for line in confusion["lines"] for cell in line["cells"]]
-    counts = {(reference, cell["label"]): cell["count"] for reference, cell in cells}
-    assert counts["billing", "billing"] == 12 and counts["delivery", "technical"] == 1
-    assert counts["account", "billing"] == 0
+def test_a_trials_curves_are_the_sweeps_to_show(quickstart):
+    key = next(line["key"] for line in quickstart.stages if line["name"] == "Train")
+    lines = [{**line, "asked_by": "sweep"} if line["key"] == key else line for line in quickstart.stages]
+    assert curves(lines, [], quickstart.metrics) == []
 
 
-def test_a_value_that_is_missing_is_no_number(quickstart):
-    line = quickstart.stages[-2]
-    missing = {"base": {"value": None, "n": 0}, "tickets": {"value": 12.5, "n": 3, "ci_low": 9.0, "ci_high": 20.0}}
-    quickstart.file(line, "report.json", {"columns": ["base", "tickets"], "metrics": {"perplexity": missing}})
-    base, tuned = evaluation(*found(quickstart, "Compare"))["rows"][0]["cells"]
-    assert base["svg"] == "" and base["value"] is None and tuned["value"] == 12.5
+def test_a_sweeps_curves_say_whose_they_are(quickstart):
+    line = next(line for line in quickstart.stages if line["name"] == "Train")
+    line["metrics"] = {"trials": [{}], "best": {"adapter.rank": 8}}
+    (stage,) = curves(quickstart.stages, [], quickstart.metrics)
+    assert stage["name"] == "Train, its best trial (adapter.rank = 8)"
+
+
+def test_a_merge_says_how_far_each_way_is(quickstart):
+    numbers = {"loss_unmerged": 0.018, "loss_exact": 0.018, "loss_original": 0.036, "kl_exact": 2e-9,
+               "kl_original": 1.4, "logits_off_exact": 1e-4, "delta_share": 0.01, "weights_digest": "f"}  # fmt: skip
+    line = quickstart.stage("IntoBase", "model", metrics=numbers)
+    parents = {"adapter": {"digest": "d" * 64, "weight": 0.5}, "model": {"digest": "gone"}}
+    quickstart.file(line, "merge.json", {"formula": "W + s·B·A", "parents": parents})
+    told = merge(*found(quickstart, "IntoBase"), {"d" * 64: "Train"})
+    assert told["ways"] == {
+        "unmerged": {"loss": 0.018}, "exact": {"loss": 0.018, "kl": 2e-9, "logits_off": 1e-4},
+        "original": {"loss": 0.036, "kl": 1.4},
+    }  # fmt: skip
+    assert told["rest"] == {"delta_share": 0.01} and told["formula"] == "W + s·B·A"
+    assert [(each["name"], each["weight"]) for each in told["parents"]] == [("Train", 0.5), ("model", None)]
+    assert merge(*found(quickstart, "Train"), {}) == {}, "what was not merged"
 
 
 def test_a_transcript_keeps_questions_and_answers(quickstart):

@@ -7,13 +7,17 @@ from typing import Annotated
 
 import numpy as np
 import pytest
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from safetensors.numpy import save_file
 
-from graftline.pipelines import Budget, rounds, run
+from graftline.pipelines import Budget, run
 from graftline.pipelines.failures import ContractBroken
+from graftline.pipelines.ledger import RoundLedger
+from graftline.pipelines.rounds import TOGETHER, Keep
+from graftline.pipelines.store import Store
 from graftline.stages import Execution, Made, Mapper, Model, Rounds, Rows, Scorer, Source, Stage
 from graftline.stages.errors import BudgetSpent, EngineFailed, PromptTooLong, TooManyFailed
-from graftline.stages.lm.engine import Request, Sampling
+from graftline.stages.lm.engine import Answer, Request, Sampling
 from graftline.stages.lm.scripted import ScriptedEngine
 from graftline.stages.shapes import RoundsState
 
@@ -135,7 +139,6 @@ def _engine(monkeypatch):
         return answer(self, request)
 
     monkeypatch.setattr(ScriptedEngine, "_answer", noted)
-    monkeypatch.setattr(rounds, "WRITE_EVERY", 2)
 
 
 @pytest.fixture
@@ -180,6 +183,23 @@ def test_a_stage_that_died_asks_only_what_is_missing(go, answers):
     )
     lost = -(-(answers + 1) // 5) * 5 - answers
     assert made["result"].manifest["calls"]["requests"] == 15 + lost, "what was in flight is counted"
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_an_answer_is_kept_as_it_comes(tmp_path, local):
+    """In a remote store, which takes longer to write to, a few go together."""
+    filesystem = None if local else SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    ledger = RoundLedger(Store(str(tmp_path) if local else "store", filesystem), "ledger/x")
+    requests = [Request(str(number), ({"role": "user", "content": f"{number}"},)) for number in range(20)]
+    kept: list[int] = []
+    keep = Keep(ledger, ledger.token(0), requests, lambda done: kept.append(len(ledger.read(0))))
+    answers = [Answer(request.id, "text", "stop", 1, 1) for request in requests]
+    for answer in answers:
+        keep(answer)
+    each = 1 if local else TOGETHER
+    assert kept == [done // each * each for done in range(1, 21)]
+    keep.rest(answers)
+    assert len(ledger.read(0)) == 20 and len(ledger.store.list("ledger/x/00000")) == -(-20 // each)
 
 
 def test_the_ledger_stays_for_another_seed(go):

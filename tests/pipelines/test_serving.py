@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 
 from graftline.pipelines import serving
@@ -58,8 +59,6 @@ def test_waiting_ends_with_a_signal(number):
 
 @pytest.mark.slow
 def test_a_service_answers_until_ctrl_c(tmp_path):
-    import httpx
-
     (tmp_path / "served_pipeline.py").write_text(SERVED)
     environment = {**os.environ, "GRAFTLINE_STORE": str(tmp_path / "store")}
     command = [sys.executable, "-m", "graftline.pipelines", "run", str(tmp_path / "served_pipeline.py"), "--serve"]
@@ -76,3 +75,42 @@ def test_a_service_answers_until_ctrl_c(tmp_path):
     assert process.returncode == 0, error
     assert told.startswith("serving base at") and "Traceback" not in error
     assert out.startswith("RESULT ") and len(out.splitlines()) == 1, "RESULT is the last line on stdout"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_finished_run_is_served_again(tmp_path, number):
+    import openai
+
+    (tmp_path / "served_pipeline.py").write_text(SERVED)
+    environment = {**os.environ, "GRAFTLINE_STORE": str(tmp_path / "store")}
+    command = [sys.executable, "-m", "graftline.pipelines"]
+    run = [*command, "run", str(tmp_path / "served_pipeline.py")]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+    with subprocess.Popen(
+        [*command, "serve", "latest"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://"), process.communicate(timeout=60)
+            with httpx.Client(trust_env=False) as http:
+                client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
+                assert [model.id for model in client.models.list()] == ["base"]
+                turns = [{"role": "user", "content": "hello"}]
+                asked = {"model": "base", "messages": turns, "max_tokens": 8, "seed": 1}
+                whole = client.chat.completions.create(**asked)
+                assert whole.model == "base" and whole.usage.completion_tokens
+                pieces = [piece.choices[0] for piece in client.chat.completions.create(**asked, stream=True)]
+            assert whole.choices[0].message.content == "".join(piece.delta.content or "" for piece in pieces)
+            assert len(pieces) > 3 and pieces[-1].finish_reason == whole.choices[0].finish_reason
+            process.send_signal(number)
+            out, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0 and not out, error
+    assert "stopping" in error and "Traceback" not in error
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/v1/models", trust_env=False)

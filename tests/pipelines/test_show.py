@@ -5,6 +5,7 @@ import io
 from rich.console import Console
 
 from graftline.pipelines import show
+from graftline.stages.expected import Usage
 
 
 def printed(renderable, width=140):
@@ -48,19 +49,24 @@ def test_a_store_is_listed(quickstart):
 
 
 def test_a_plan_counts_what_will_be_spent():
-    step = {"key": "k", "fingerprint": "f" * 64, "kind": "rows", "part": "", "rows": None, "calls": 0, "tokens_in": 0,
-            "tokens_out": 0, "why": ""}  # fmt: skip
+    step = {"key": "k", "fingerprint": "f" * 64, "kind": "rows", "part": "", "rows": {"kept": None, "mark": ""},
+            "calls": {**Usage().to_dict(), "mark": ""}, "why": ""}  # fmt: skip
     steps = [
-        {**step, "name": "Jsonl", "status": "cached", "rows": 151},
+        {**step, "name": "Jsonl", "status": "cached", "rows": {"kept": 151, "mark": ""}},
         {**step, "name": "Split.train", "status": "cached", "part": "train"},
-        {**step, "name": "SelfInstruct", "status": "run", "calls": 260, "tokens_in": None, "tokens_out": 9800},
-        {**step, "name": "TopK", "status": "unknown inputs", "why": "in the store, if its inputs come out as before"},
-    ]
-    text = printed(show.plan({"steps": steps, "store": "place"}))
-    assert "1 in the store, 2 to run, about 260 model calls and about 9\u2009800 tokens written; store place" in text
+        {**step, "name": "SelfInstruct", "status": "run",
+         "calls": {**Usage(260, None, 9800, money=1.5).to_dict(), "mark": "~"}},
+        {**step, "name": "TopK", "status": "unknown inputs", "rows": {"kept": 80, "mark": "<="},
+         "why": "in the store, if its inputs come out as before"},
+        {**step, "name": "Train", "kind": "adapter", "rows": None, "status": "run",
+         "calls": {**Usage(tokens_trained=23970).to_dict(), "mark": "<="}},
+    ]  # fmt: skip
+    text = " ".join(printed(show.plan({"steps": steps, "store": "place"})).split())
+    told = "about 260 model calls, at least 0 tokens read, about 9 800 written, at most about 23 970 trained"
+    assert f"1 in the store, 3 to run, {told}, about 1.50 paid; store place" in text.replace("\u2009", " ")
     assert "Split.train" not in text and "if its inputs come out as before" in text
-    line = next(line for line in text.splitlines() if "SelfInstruct" in line)
-    assert line.split()[:5] == ["ffffffff", "SelfInstruct", "run", "?", "260"]
+    assert "SelfInstruct run ? ~260 ? ~9 800" in text and "TopK unknown inputs ≤80 in the store" in text
+    assert "Train run ≤23 970" in text
 
 
 def test_what_was_collected_is_told():

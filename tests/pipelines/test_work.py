@@ -88,6 +88,8 @@ def test_what_a_makes_metrics_say_of_it():
     assert own.digest == "a" * 64 and own.metrics == {"adapter_digest": "a" * 64, "loss": 1.0} and own.began == 5.0
     said = made_product(work, files, {"_digest": "d", "_why": "timing", "_reproducible": False}, 5.0)
     assert (said.digest, said.metrics, said.reproducible, said.why) == ("d", {}, False, "timing")
+    asked = {"requests": 4, "tokens_in": 20}
+    assert made_product(work, files, {"_calls": asked, "n": 1}, 5.0).calls == asked and said.calls == {}
     quiet = made_product(work, files, {"_volatile": ["t"]}, 5.0)
     assert quiet.digest == made_product(work, {"adapter/x": entry(b"1")}, {}, 5.0).digest
     assert quiet.digest != made_product(work, files, {}, 5.0).digest

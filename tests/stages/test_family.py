@@ -25,3 +25,11 @@ def test_the_name_rule_reads_the_source() -> None:
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
     code = "import sys; from graftline.stages import select; print('graftline.stages.select.top_k' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_a_sub_folder_is_there_without_being_imported_first() -> None:
+    code = "from graftline.stages import train; print(train.base.Nf4.__name__, hasattr(train, 'nothing'))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() == [
+        "Nf4",
+        "False",
+    ]

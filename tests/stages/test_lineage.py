@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from graftline.stages.errors import HeldOutLeak
-from graftline.stages.lineage import refuse_leak
+from graftline.stages.lineage import refuse_leak, together
 from graftline.stages.rows import join_groups
 
 
@@ -47,3 +47,10 @@ def test_rows_apart_pass_whatever_columns_stand_beside():
     refuse_leak(train, HELD, where="here")
     refuse_leak(train.slice(0, 0), HELD, where="here")
     refuse_leak(train, HELD.slice(0, 0), where="here")
+
+
+def test_what_several_were_trained_on_is_all_their_rows_once():
+    parts = [table(("b", ["a"], "g"), ("c", [], "c")), None, table(("a", [], "g"), ("b", ["a"], "g"))]
+    found = together(parts)
+    assert found["id"].to_pylist() == ["a", "b", "c"] and found["parents"].to_pylist() == [[], ["a"], []]
+    assert found.column_names == ["id", "parents", "group"] and together([None]) is None

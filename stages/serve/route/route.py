@@ -42,6 +42,7 @@ class Route(Stage):
     """
 
     makes = "report"
+    version = 2  # the report has routes
     origin = "the slot of Service: what a router is derived from, no method"
     specimen: ClassVar[Mapping[str, Any]] = {
         "rows": {BASE: Jsonl(path="rows.jsonl", prompt="{text}", answer="{queue}")},
@@ -155,15 +156,16 @@ class Route(Stage):
         for name, mine in (("all", right >= 0), *((each, labels == at) for at, each in enumerate(self.targets))):
             if mine.any():
                 cells[name] = interval.share(right[mine].tolist(), groups[mine].tolist(), 0)
-        confusion: dict[str, dict[str, int]] = {}
+        routes: dict[str, dict[str, int]] = {}
         for truth, pick in zip(labels.tolist(), picked.tolist(), strict=True):
-            counts = confusion.setdefault(self.targets[truth], {})
+            counts = routes.setdefault(self.targets[truth], {})
             name = self.targets[pick] if pick >= 0 else "(too few groups)"
             counts[name] = counts.get(name, 0) + 1
         return {
             "columns": list(cells),
             "metrics": {"routed_right": cells},
-            "confusion": {list(cells)[-1]: confusion},
+            "targets": list(self.targets),
+            "routes": routes,
             "intervals": f"95 %, over {FOLDS} folds of whole groups",
         }
 

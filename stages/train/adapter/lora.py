@@ -130,10 +130,11 @@ def in_dtype(wrapped: PeftModel, dtype: torch.dtype) -> PeftModel:
 class AttachedPeft(Attached):
     """A PEFT adapter on a model. The objective calls the model itself, whose layers PEFT has replaced."""
 
-    def __init__(self, wrapped: PeftModel, plug: Adapter) -> None:
+    def __init__(self, wrapped: PeftModel, plug: Adapter, exact: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(
             wrapped.get_base_model(),
             {name: each for name, each in wrapped.named_parameters() if each.requires_grad},
+            exact,
         )
         self.wrapped, self.plug = wrapped, plug
 

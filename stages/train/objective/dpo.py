@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from graftline.stages.errors import InvalidField
+from graftline.stages.expected import pair_tokens
 from graftline.stages.specification import Paper
 from graftline.stages.stage import Stage
 from graftline.stages.train.base.float import Float
@@ -18,6 +19,8 @@ from graftline.stages.train.tokenised_pairs import TokenisedPairs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from graftline.stages.lm.reader import Reader
 
 
 class Dpo(Objective):
@@ -67,9 +70,9 @@ class Dpo(Objective):
             )
 
     def prepare(self, rows: Stage, start: Start) -> Stage:
-        pairs = TokenisedPairs(rows=rows, model=start.model, max_length=start.max_length)
+        pairs = TokenisedPairs(rows=rows, model=start.pristine, max_length=start.max_length)
         if self.reference == "base":
-            return ReferenceLogprobs(rows=pairs, model=start.model, base=Float(), dtype=start.dtype)
+            return ReferenceLogprobs(rows=pairs, model=start.pristine, base=Float(), dtype=start.dtype)
         if start.adapter.identity_at_start:  # neither rank nor seed matters, so that a sweep over them shares one
             return ReferenceLogprobs(rows=pairs, model=start.model, base=start.base, dtype=start.dtype)
         return ReferenceLogprobs(
@@ -83,6 +86,9 @@ class Dpo(Objective):
 
     def length(self, row: Row) -> int:
         return pair_length(row)
+
+    def tokens(self, row: Mapping[str, Any], reader: Reader) -> float:
+        return sum(pair_tokens(row, reader))
 
     def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
         import torch

@@ -32,7 +32,7 @@ class Sft(Objective):
     prompt_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     def prepare(self, rows: Stage, start: Start) -> Stage:
-        return Tokenised(rows=rows, model=start.model, max_length=start.max_length)
+        return Tokenised(rows=rows, model=start.pristine, max_length=start.max_length)
 
     def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
         import numpy as np

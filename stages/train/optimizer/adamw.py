@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -96,6 +96,10 @@ class BoundAdamW(Bound):
         norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), limit)
         self.adamw.step()
         return {"lr": lr, "grad_norm": float(norm)}
+
+    def forget(self, names: Collection[str]) -> None:
+        for name in names:
+            self.adamw.state.pop(self.masters[name], None)
 
     def state(self) -> dict[str, Tensor]:
         return {

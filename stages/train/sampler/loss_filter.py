@@ -32,6 +32,7 @@ class LossFilter(Sampler):
     method = "select.loss_filter"
     papers = (Paper("Efficient NLP Model Finetuning via Multistage Data Filtering"),)
     tier = 2
+    leaves_out = True
 
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
     window: Annotated[int, Field(ge=1)] = 128

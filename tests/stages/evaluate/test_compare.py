@@ -11,6 +11,7 @@ from graftline.stages.errors import HeldOutLeak, InvalidField, MissingColumn, No
 from graftline.stages.evaluate import measured
 from graftline.stages.evaluate.compare import longest_by
 from graftline.stages.evaluate.metric import Metric, Prediction
+from graftline.stages.expected import Given, Volume
 from graftline.stages.rows import schema
 from graftline.stages.specification import Pins
 from graftline.stages.value_graph import fingerprints, from_json, to_json
@@ -166,8 +167,37 @@ def test_what_nobody_can_tell_is_missing_and_no_mistake(made, table_engine):
 def test_a_plan_knows_how_often_it_asks(made, table_engine):
     stage, engine = compare(), table_engine(answers(base=TALKS, tickets=KNOWS), best)
     made(stage, engine)
-    assert stage.calls_expected({"rows": 4})[0] == len(engine.requests) + len(engine.scored) == 16
-    assert stage.calls_expected({}) == (None, None, None)
+    four = Given({stage.rows.key: Volume(4, ({"messages": [{"role": "user", "content": "Which queue?"}]},))})
+    told = stage.expected(four).usage
+    assert told.requests == len(engine.requests) + len(engine.scored) == 16
+    assert told.tokens_in > 0 < told.tokens_scored and told.tokens_trained == 0
+    assert stage.expected(Given()).usage.requests is None
+
+
+def test_adapters_are_compared_with_one_another(rows, artefact, table_engine, one_engine, tmp_path):
+    """Two adapters of which one was trained on the other's rows and a made one: who got what right alone."""
+    import pyarrow as pa
+
+    stage = compare(adapters={"seeds": Tuned(), "more": Tuned(seed=1)}, metrics=(evaluate.ExactMatch(),))
+    columns = schema({"id": "string", "parents": "list<string>", "group": "string"})
+    seed, made = ({"id": id, "parents": parents, "group": "s"} for id, parents in (("s", []), ("m", ["s"])))
+    trained = {name: pa.Table.from_pylist(own, schema=columns) for name, own in
+               {"seeds": [seed], "more": [seed, made]}.items()}  # fmt: skip
+    opened = {
+        "rows": artefact("rows", rows([{"id": id, "text": text, "answer": answer} for id, text, answer in TEXTS])),
+        "model": artefact("model"),
+        "adapters": {name: artefact(name, trained_on=table) for name, table in trained.items()},
+    }
+    engine = table_engine(answers(base=TALKS, seeds=KNOWS, more=[("billing", "stop")] * 4), best)
+    stage.make(one_engine(engine, tmp_path), tmp_path, **opened)
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["pairs"]["exact_match"] == [
+        {"columns": ["base", "more"], "n": 4, "right": [1, 1], "alone": [1, 1], "p": 1.0},
+        {"columns": ["base", "seeds"], "n": 4, "right": [1, 3], "alone": [0, 2], "p": 0.5},
+        {"columns": ["more", "seeds"], "n": 4, "right": [1, 3], "alone": [0, 2], "p": 0.5},
+    ]
+    assert report["beyond"] == [{"column": "more", "of": "seeds", "rows": 1, "made": 1}]
+    assert report["trained_on"] == {"more": 2, "seeds": 1}
 
 
 def test_samples_show_every_column(made, table_engine):

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from graftline.stages import expected
 from graftline.stages.generate.self_instruct import SelfInstruct
 from graftline.stages.lm.engine import Answer, Request
 from graftline.stages.rows import FIXED, schema
@@ -64,6 +65,7 @@ class Rounds:
     answer: Callable[[Request, int], Any]
     chunk: int = 0
     requests: list[list[Request]] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
 
     def play(self, stage: Any, rows: Sequence[Mapping[str, Any]]) -> list[Made]:
         (field,) = (name for name, value in stage.__dict__.items() if isinstance(value, Given))
@@ -78,9 +80,26 @@ class Rounds:
                 stage.absorb(state, number, pairs[start : start + (self.chunk or len(pairs))])
         return list(stage.finish(state))
 
+    def planned(self, stage: Any, rows: Sequence[Mapping[str, Any]]) -> expected.Expected:
+        """What a plan expects of the stage, which must be within a factor of two of what it then asks."""
+        (field,) = (name for name, value in stage.__dict__.items() if isinstance(value, Given))
+        given = expected.Given({getattr(stage, field).key: expected.Volume(len(rows), tuple(rows))})
+        self.play(stage, rows)
+        found: expected.Expected = stage.expected(given)
+        reader, asked = given.reader(stage.asks()), [request for each in self.requests for request in each]
+        spent = {
+            "requests": len(asked),
+            "tokens_in": sum(reader.asked(request.messages, request.prefix) for request in asked),
+            "tokens_out": sum(map(reader.text, self.answers)) + len(asked),
+        }
+        for name, value in spent.items():
+            assert value / 2 <= getattr(found.usage, name) <= 2 * value, (name, getattr(found.usage, name), value)
+        return found
+
     def _answered(self, request: Request, number: int) -> Answer:
         given = self.answer(request, number)
         text, finish = given if isinstance(given, tuple) else (given, "stop")
+        self.answers.append(text)
         return Answer(request.id, text, finish, 10, len(text.split()))
 
 

@@ -194,3 +194,12 @@ def test_fields(stage: Any) -> None:
         stage(tags=("place",))
     with pytest.raises(InvalidField):
         stage(grounded=1.5)
+
+
+def test_a_plan_is_within_a_factor_of_two(play: Any, stage: Any, documents: Any) -> None:
+    def talks(request: Any, round: int) -> str:
+        said = writes(request, round)
+        return said if said.startswith("1.") else " ".join([said] * 4)
+
+    told = play(talks).planned(stage(passage_words=400), documents)
+    assert (told.rows.count, told.rows.mark) == (6, "<=") and len(told.rows.sample) == 1

@@ -103,7 +103,21 @@ def test_rounds_end_and_ask_for_what_is_missing(play: Any, stage: Any, seed_rows
     made = rounds.play(stage(count=3, rounds=4), seed_rows())
     assert len(rounds.requests) == 4 and all(len(requests) <= 3 for requests in rounds.requests)
     assert {each.outcome for each in made} == {"filtered"}
-    assert stage(count=40).calls_expected({})[0] == 10 and stage().rows_expected({}, str) == 20
+
+
+@pytest.mark.parametrize("fields", [{}, {"pairs": True}])
+def test_a_plan_is_within_a_factor_of_two(play: Any, stage: Any, seed_rows: Any, fields: dict[str, Any]) -> None:
+    def five(request: Any, number: int) -> str:
+        draw = random.Random(request.sampling.seed)
+        texts = [" ".join(sentence(draw.randrange(9**9)).split()[:10]) for _ in range(5)]
+        return "\n".join(
+            tag("answer", f"{tag('instruction', each)}{tag('response', 'outage')}" if fields else each)
+            for each in texts
+        )
+
+    told = play(five).planned(stage(count=40, **fields), seed_rows())
+    assert told.rows.count == 40 and told.rows.mark == "~"
+    assert all(row["messages"][-1]["role"] == ("assistant" if fields else "user") for row in told.rows.sample)
 
 
 def test_batches_and_order_do_not_matter(play: Any, stage: Any, seed_rows: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given as cases
 from hypothesis import strategies as st
 
+from graftline.stages import expected
 from graftline.stages.errors import MissingColumn
 from graftline.stages.generate.rated_pairs import RatedPairs
 from graftline.stages.rows import schema
@@ -74,3 +75,12 @@ def test_the_same_text_is_no_pair() -> None:
 def test_ratings_must_be_there() -> None:
     with pytest.raises(MissingColumn, match="needs the column 'rating'"):
         RatedPairs(candidates=Given(), by="rating")
+
+
+def test_a_plan_pairs_every_two_answers() -> None:
+    rows = [row(number, f"question {number // 3}", f"answer {number}", 1.0 + number % 3) for number in range(30)]
+    made = pairs(rows)
+    told = STAGE.expected(expected.Given({STAGE.candidates.key: expected.Volume(30, tuple(rows))})).rows
+    assert (told.count, told.mark) == (len(made), "<=") == (30, "<=") and told.sample[0]["chosen"] == "answer 0"
+    alone = expected.Given({STAGE.candidates.key: expected.Volume(3000, tuple(rows[::3]))})
+    assert STAGE.expected(alone).rows.count is None

@@ -12,6 +12,7 @@ import pytest
 from graftline.pipelines import run
 from graftline.stages import Llm, generate, read
 from graftline.stages.errors import InvalidField
+from graftline.stages.expected import Given
 from graftline.stages.generate.questions import CUT_OFF, NOT_ASKED
 from graftline.stages.generate.teacher_responses import TeacherResponses
 from graftline.stages.lm.scripted import sentence
@@ -97,9 +98,14 @@ def test_batches_order_and_other_prompts_do_not_matter(play: Any, stage: Any, se
     assert play(says).play(stage(n=2, seed=1), seed_rows()) != whole
 
 
+def test_a_plan_is_within_a_factor_of_two(play: Any, stage: Any, seed_rows: Any) -> None:
+    told = play(lambda request, number: "word " * 30).planned(stage(n=3, max_new_tokens=64), seed_rows())
+    assert (told.rows.count, told.rows.mark, told.usage.requests) == (21, "<=", 21)
+    assert told.rows.distinct(lambda row: str(row["messages"][:-1])) == 7, "a sample has all answers to a prompt"
+
+
 def test_fields(stage: Any) -> None:
-    assert stage().calls_expected({"prompts": 7})[0] == stage().rows_expected({"prompts": 7}, str) == 7
-    assert stage(n=3).rows_expected({"prompts": 7}, str) == 21 and stage().rows_expected({}, str) is None
+    assert stage().expected(Given()).rows.count is None
     with pytest.raises(InvalidField, match="all the same") as caught:
         stage(n=2, temperature=0.0)
     assert caught.value.where == "TeacherResponses.n"

@@ -42,6 +42,16 @@ def many(count: int, **sampling: Any) -> list[Request]:
     return [ask(f"question {number}", id=f"r{number}", **sampling) for number in range(count)]
 
 
+def back_after_the_first_refusal(fake: FakeOpenAI) -> None:
+    def watch() -> None:
+        while not fake.statuses[503]:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        fake.outage = False
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def texts(answers: list[Answer]) -> list[str]:
     return [answer.text for answer in answers]
 
@@ -56,6 +66,18 @@ def test_answers_come_in_the_order_asked_and_cost_what_they_cost() -> None:
     first = answers[0]
     assert first.tokens_in == 2 and first.tokens_out == len(first.text.split())
     assert getattr(first, "money") == pytest.approx((20 + 100 * first.tokens_out) / 1e6)  # noqa: B009
+
+
+def test_answers_that_are_not_told_yet_hold_further_requests_back() -> None:
+    ahead: list[int] = []
+
+    def told(answer: Answer) -> None:
+        time.sleep(0.005)
+        ahead.append(len(fake.log) - len(ahead))
+
+    with FakeOpenAI() as fake, engine_of(fake, concurrency=4) as engine:
+        engine.generate(many(40), told)
+    assert len(ahead) == 40 and 1 <= max(ahead) <= 4
 
 
 def test_faults_are_asked_again_and_change_no_answer() -> None:
@@ -123,9 +145,28 @@ def test_an_outage_stops_and_what_was_answered_is_not_asked_again() -> None:
             assert texts(engine.generate(many(5))) == before
 
 
+def test_what_was_in_flight_at_a_failure_is_told_too() -> None:
+    """The others' answers were paid for: whoever keeps them hears of them before the error."""
+    with FakeOpenAI() as fake, engine_of(fake) as engine:
+        both, chat = threading.Barrier(4, timeout=5), fake._chat
+
+        def broken(handler: Any, body: dict[str, Any], crowded: bool) -> tuple[int, Any]:
+            both.wait()
+            if body["messages"][0]["content"] == "question 0":
+                return 404, {"error": "gone"}
+            time.sleep(0.1)
+            return chat(handler, body, crowded)
+
+        fake._chat = broken  # type: ignore[method-assign]
+        told: list[str] = []
+        with pytest.raises(EndpointRefused):
+            engine.generate(many(4), lambda answer: told.append(answer.id))
+        assert sorted(told) == ["r1", "r2", "r3"]
+
+
 def test_a_short_outage_is_waited_out() -> None:
     with FakeOpenAI(outage=True) as fake, engine_of(fake, Hurried(patience=100_000)) as engine:
-        threading.Timer(0.2, lambda: setattr(fake, "outage", False)).start()
+        back_after_the_first_refusal(fake)
         assert len(engine.generate(many(10))) == 10
         assert fake.statuses[503] and fake.statuses[200] == 10
 
@@ -141,7 +182,7 @@ def test_retry_after_is_kept_to() -> None:
     """Real seconds: nothing is sent while the server wants to be left alone."""
     with FakeOpenAI(outage=True, retry_after="1") as fake:
         with engine_of(fake, Pressure("fake", 8, 60.0)) as engine:
-            threading.Timer(0.3, lambda: setattr(fake, "outage", False)).start()
+            back_after_the_first_refusal(fake)
             engine.generate(many(6))
         refused = [at for at, status, _ in fake.log if status == 503]
         answered = [at for at, status, _ in fake.log if status == 200]

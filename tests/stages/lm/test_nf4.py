@@ -1,5 +1,7 @@
 """A layer in NF4 multiplies with 16 levels a block, and goes on doing so after an evaluation."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -97,22 +99,38 @@ def test_an_evaluation_repacks_nothing(weight, x, monkeypatch):
     assert torch.equal(layer.weight.data, packed) and layer.weight.quant_state.nested
 
 
-def test_the_peer_it_guards_against_loses_the_gradient():
-    """What the test above would not see any more, once bitsandbytes is repaired: then the guard can go."""
+@pytest.mark.parametrize("forced", [False, True])
+def test_the_peer_it_guards_against_loses_the_gradient(forced):
+    """What the test above would not see any more, once bitsandbytes is repaired: then the guard can go. With bf16
+    instructions the repacked weight's product has no gradient; without them (where bitsandbytes repacks only if it is
+    forced to) its gradient is that of shuffled weights."""
     from bitsandbytes.functional import has_avx512bf16
     from bitsandbytes.nn import Linear4bit
 
-    layer = Linear4bit(64, 32, bias=False, quant_type="nf4").to("cpu").eval()
-    layer.support_avx512bf16_for_cpu = True
-    x = torch.randn(2, 64)
-    if has_avx512bf16():  # elsewhere there is no such product at all
-        with torch.no_grad():
-            layer(x)
-        with pytest.warns(UserWarning, match="autograd"):
-            layer.train()(x.requires_grad_()).sum().backward()
-        assert x.grad is None
+    layer = Linear4bit(64, 32, bias=False, quant_type="nf4").to("cpu")
+    if forced:
+        layer.support_avx512bf16_for_cpu = True
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    given = x.clone().requires_grad_()
+    layer(given).sum().backward()
+    right, given.grad = given.grad, None
+    assert right.abs().max() > 0.1
+    with torch.no_grad():
+        layer.eval()(x)
+    repacked = getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
+    assert repacked == (forced or bool(has_avx512bf16()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer.train()(given).sum().backward()
+    if has_avx512bf16():
+        assert given.grad is None
+    elif forced:
+        assert (given.grad - right).abs().max() > 0.1
+    else:
+        assert torch.equal(given.grad, right)
 
 
+@pytest.mark.real
 def test_importing_it_says_nothing():
     import subprocess
     import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import pytest
@@ -120,21 +121,21 @@ def test_answers_in_between_keep_it_going() -> None:
         pressure.answered()
 
 
-def test_holding_and_stopping() -> None:
-    pressure, clock = gate()
-    pressure.hold(True)
+def test_one_that_is_not_wanted_any_more_does_not_wait() -> None:
+    pressure, _ = gate(most=1)
+    pressure.enter()
     stop = threading.Event()
-
-    def wait(condition: threading.Condition, seconds: float) -> None:
-        clock.now += seconds
-        if clock.now > 110:
-            pressure.held = False
-
-    pressure.wait = wait
-    assert pressure.enter() > 110
     stop.set()
     with pytest.raises(EngineFailed, match="another request failed"):
         pressure.enter(stop)
-    pressure.stop("closed")
-    with pytest.raises(EngineFailed, match="closed"):
-        pressure.enter()
+    pressure.left()
+    assert pressure.flying == 0 and pressure.enter() == 100.0
+
+
+def test_a_place_is_told_without_waiting() -> None:
+    pressure, clock = gate(most=2)
+    assert (pressure.place(), pressure.place(), pressure.place()) == (0.0, 0.0, math.inf)
+    assert pressure.place(clock.now + 3) == 3.0
+    assert pressure.pushed_back(clock.now, "429", 7.0) == 0 and pressure.place() == 7.0
+    pressure.answered()
+    assert pressure.pushed_back(pressure.enter(), "500", busy=False) == 1, "so many were answered before"

@@ -4,12 +4,17 @@ import pytest
 
 from graftline.stages.errors import AdapterMismatch, InvalidField
 from graftline.stages.lm.llm import Llm
-from graftline.stages.lm.reference import base_of, refuse_other_bases
+from graftline.stages.lm.reference import base_of, pristine_base, refuse_other_bases
 from graftline.stages.stage import Model, Stage
 
 
 class Tuned(Stage):
     makes = "adapter"
+    model: Model
+
+
+class TunedWhole(Stage):
+    makes = "model"
     model: Model
 
 
@@ -22,6 +27,14 @@ def test_the_base_is_found_through_any_depth() -> None:
     assert base_of(base) == base_of(Tuned(model=Tuned(model=base))) == base
     with pytest.raises(InvalidField, match="which model"):
         base_of(Baseless())
+
+
+def test_an_adapter_belongs_on_the_nearest_model_not_on_the_root() -> None:
+    whole = TunedWhole(model=Tuned(model=Llm("tiny")))
+    assert pristine_base(Tuned(model=Tuned(model=whole))) == pristine_base(whole) == whole
+    assert base_of(Tuned(model=whole)) == pristine_base(Tuned(model=Llm("tiny"))) == Llm("tiny")
+    with pytest.raises(InvalidField, match="which model"):
+        pristine_base(Tuned(model=Baseless()))
 
 
 def test_an_adapter_of_another_model_is_refused() -> None:

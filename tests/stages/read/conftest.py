@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from graftline.stages.expected import Given, Volume
 from graftline.stages.shapes import Made
 from graftline.stages.stage import Context
 
@@ -31,6 +32,11 @@ class Folder:
     def read(self, source: Any) -> list[Made]:
         context: Context = self  # type: ignore[assignment]
         return list(source.make_rows(context))
+
+    def expected(self, source: Any) -> Volume:
+        """The rows a plan expects of it."""
+        found: Volume = source.expected(Given(file=self.file)).rows
+        return found
 
 
 @pytest.fixture

@@ -95,5 +95,5 @@ def test_delimiters_are_one_character(delimiter: str) -> None:
 
 
 def test_rows_are_counted_without_the_first_line(folder: Any) -> None:
-    assert Csv(path=folder.write("a.csv", "prompt,answer\na,b\nc,d\n")).rows_expected({}, folder.file) == 2
-    assert Csv(path=folder.write("empty.csv", "")).rows_expected({}, folder.file) == 0
+    assert folder.expected(Csv(path=folder.write("a.csv", "prompt,answer\na,b\nc,d\n"))).count == 2
+    assert folder.expected(Csv(path=folder.write("empty.csv", ""))).count == 0

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graftline.stages.errors import FileMissing, InvalidField, RequestError
+from graftline.stages.expected import SAMPLE, Given, Volume
 from graftline.stages.read.jsonl import Jsonl
 from graftline.stages.rows import split_groups
 
@@ -109,9 +110,19 @@ def test_limit_and_max_bytes(folder: Any, outcomes: Any) -> None:
 
 def test_plan_is_told_how_many_rows_there_are(folder: Any) -> None:
     path = folder.write("a.jsonl", jsonl([*TICKETS, *TICKETS]))
-    assert tickets(path).rows_expected({}, folder.file) == 2 * len(TICKETS)
-    assert tickets(path, limit=1).rows_expected({}, folder.file) == 1
-    assert tickets("s3://far/a.jsonl").rows_expected({}, lambda path: path) is None
+    found = folder.expected(tickets(path))
+    assert (found.count, found.mark, len(found.sample)) == (2 * len(TICKETS), "", 2 * len(TICKETS))
+    assert folder.expected(tickets(path, limit=1)).count == 1
+    assert tickets("s3://far/a.jsonl").expected(Given(file=str)).rows == Volume()
+
+
+def test_a_sample_is_of_rows_that_can_be_read_from_all_over(folder: Any) -> None:
+    lines = [{"text": f"text {number}", "queue": "a" if number < 200 else "b"} for number in range(400)]
+    found = folder.expected(tickets(folder.write("a.jsonl", jsonl(lines) + "no JSON\n"))).sample
+    assert len(found) == SAMPLE and {row["answer"] for row in found} == {"a", "b"} and "id" not in found[0]
+    assert found[0]["messages"] == [
+        {"role": "user", "content": "text 0"}, {"role": "assistant", "content": "a"},
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

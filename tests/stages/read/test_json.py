@@ -52,6 +52,6 @@ def test_a_file_that_is_no_list(folder: Any, text: str, what: str) -> None:
 
 def test_rows_are_counted_where_the_file_is_small(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Json(path=folder.write("a.json", json.dumps(ROWS)))
-    assert stage.rows_expected({}, folder.file) == 2
+    assert folder.expected(stage).count == 2
     monkeypatch.setattr("graftline.stages.read.json.SMALL", 10)
-    assert stage.rows_expected({}, folder.file) is None
+    assert folder.expected(stage).count is None

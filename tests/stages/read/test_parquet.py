@@ -61,5 +61,5 @@ def test_a_file_without_rows(folder: Any) -> None:
 
 def test_rows_are_counted_by_the_files_own_word(folder: Any) -> None:
     pq.write_table(pa.table({"prompt": list("abcd")}), folder.file("a.parquet"))
-    assert Parquet(path="a.parquet").rows_expected({}, folder.file) == 4
-    assert Parquet(path=folder.write("b.parquet", "no Parquet")).rows_expected({}, folder.file) is None
+    assert folder.expected(Parquet(path="a.parquet")).count == 4
+    assert folder.expected(Parquet(path=folder.write("b.parquet", "no Parquet"))).count is None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from graftline.pipelines import run
 from graftline.stages import Embedder, Scorer, read, select
-from graftline.stages.errors import InvalidField, MissingColumn, WrongKind
+from graftline.stages.errors import InvalidField, MissingColumn, RunError, WrongKind
 from graftline.stages.lm.llm import Llm
 from graftline.stages.rows import user_text
 from graftline.stages.select import KmeansQuality
@@ -105,7 +105,8 @@ def test_rows_without_quality_come_last_and_without_embedding_never(kept: Any) -
     assert kept(made, budget=3) == ["a03", "a04", "a05"]
     assert kept(made, budget=4) == ["a00", "a03", "a04", "a05"]
     assert kept(made, budget=9) == ["a00", "a01", "a03", "a04", "a05"]
-    assert kept([{**row, "ifd": NAN} for row in made], budget=2) == ["a00", "a01"]
+    with pytest.raises(RunError, match="none of 6 rows has a value in 'ifd'"):
+        kept([{**row, "ifd": NAN} for row in made], budget=2)
     assert kept([*made, {**made[4], "id": "a06", "ifd": math.inf}], budget=1) == ["a06"]
     assert kept([{**row, "embedding": None} for row in made], budget=2) == []
 

@@ -6,20 +6,22 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from graftline.stages.errors import InvalidField, MissingColumn
+from graftline.stages.errors import InvalidField, MissingColumn, RunError
 from graftline.stages.select import TopK
+from graftline.stages.select.ranking import missing
 
 scores = st.one_of(st.none(), st.just(float("nan")), st.sampled_from([-1.0, 0.0, 0.5, 2.0]))
 
 
 @given(st.lists(scores, max_size=12), st.integers(1, 14), st.booleans(), st.randoms(use_true_random=False))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_the_choice_is_the_best_and_does_not_depend_on_order(
     given_rows: Any, table: Any, context: Any, values: list[Any], k: int, largest: bool, random: Any
 ) -> None:
+    assume(not values or not all(map(missing, values)))
     rows = [{"id": f"{number:02}", "score": value} for number, value in enumerate(values)]
     stage = TopK(rows=given_rows(has={"score": "float64"}), by="score", k=k, largest=largest)
     shuffled = table(rows, score="float64")
@@ -47,3 +49,10 @@ def test_the_column_must_be_a_number(given_rows: Any) -> None:
         TopK(rows=given_rows(), by="answer", k=1)
     with pytest.raises(InvalidField, match=r"TopK\.k"):
         TopK(rows=given_rows(has={"score": "int64"}), by="score", k=0)
+
+
+def test_scores_that_are_all_missing_are_no_choice(given_rows: Any, table: Any, context: Any) -> None:
+    stage = TopK(rows=given_rows(has={"score": "float64"}), by="score", k=1)
+    rows = [{"id": "a", "score": float("nan")}, {"id": "b", "score": None}]
+    with pytest.raises(RunError, match="none of 2 rows has a value in 'score'"):
+        list(stage.select_rows(table(rows, score="float64"), context))

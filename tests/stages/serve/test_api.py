@@ -1,5 +1,6 @@
 """The gateway over HTTP: OpenAI's shapes, for answers and for errors."""
 
+import asyncio
 import json
 
 import openai
@@ -9,7 +10,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from graftline.stages.errors import AdapterMismatch, EngineFailed, PromptTooLong, RowFault
-from graftline.stages.serve.api import create_api
+from graftline.stages.serve.api import create_api, side_by_side
 from graftline.stages.serve.chat import Served
 
 MODELS = [
@@ -91,7 +92,7 @@ def test_an_unknown_model_is_404_and_never_answered_by_the_base(service, id):
         ({"messages": []}, "messages"),
         ({"temperature": 9}, "temperature"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
-        ({"n": 3}, "n"),
+        ({"n": 99}, "n"),
         ({"tools": [{}]}, None),
     ],
 )
@@ -171,6 +172,65 @@ def test_a_stream(service):
     assert "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-1]) == "mobile data "
     assert events[-2]["choices"][0]["finish_reason"] == "stop"
     assert (events[-1]["choices"], events[-1]["usage"]["total_tokens"]) == ([], 7)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_choices(service, stream):
+    client, handles = service(lambda call: ANSWER | {"text": f"drawn {call['seed']}"})
+    asked = ASK | {"n": 3, "seed": 5}
+    chat = openai.OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client, max_retries=0).chat
+    if stream:
+        texts, roles, finishes = dict.fromkeys(range(3), ""), set(), set()
+        *pieces, counted = chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+        for piece in pieces:
+            (choice,) = piece.choices
+            texts[choice.index] += choice.delta.content or ""
+            roles |= {choice.index} if choice.delta.role == "assistant" else set()
+            finishes |= {choice.index} if choice.finish_reason == "stop" else set()
+        assert roles == finishes == {0, 1, 2}
+        said = [texts[place].strip() for place in range(3)]
+    else:
+        counted = chat.completions.create(**asked)
+        said = [choice.message.content for choice in counted.choices]
+    assert said == ["drawn 5", "drawn 6", "drawn 7"]
+    assert counted.usage.to_dict() == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    assert len({call["id"] for call in handles["engine"].calls}) == 3, "each can be cancelled alone"
+
+
+def test_streams_go_side_by_side_and_end_together():
+    closed = []
+
+    async def steps():
+        both = asyncio.Barrier(2)
+
+        async def stream(name, fails=False):
+            try:
+                await asyncio.wait_for(both.wait(), 2)  # one after the other would never get past it
+                yield {"text": name}
+                await asyncio.wait_for(both.wait(), 2)
+                if fails:
+                    raise EngineFailed("died")
+                await asyncio.sleep(0.01)
+                yield {"finish": "stop"}
+                if name == "left":
+                    await asyncio.sleep(60)
+            finally:
+                closed.append(name)
+
+        events = [each async for each in side_by_side([stream("a"), stream("b")])]
+        assert sorted(place for place, _ in events) == [0, 0, 1, 1] and set(closed) == {"a", "b"}
+        assert {place: event["text"] for place, event in events if "text" in event} == {0: "a", 1: "b"}
+
+        with pytest.raises(EngineFailed, match="died"):
+            async for _ in side_by_side([stream("c", fails=True), stream("d")]):
+                pass
+        left = side_by_side([stream("e"), stream("left")])
+        assert await anext(left)
+        await left.aclose()  # the client went away
+        await asyncio.sleep(0.02)
+        assert set(closed) == {"a", "b", "c", "d", "e", "left"}, "nothing goes on in secret"
+
+    asyncio.run(steps())
 
 
 def test_a_stream_that_breaks_says_so(service):

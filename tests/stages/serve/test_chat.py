@@ -3,13 +3,14 @@
 import pytest
 from pydantic import ValidationError
 
-from graftline.stages.serve.chat import MOST_TOKENS, ChatRequest, usage
+from graftline.stages.serve.chat import MOST_CHOICES, MOST_TOKENS, ChatRequest, usage
 
 MINIMAL = {"model": "tickets", "messages": [{"role": "user", "content": "no signal"}]}
 
 
 def call(**fields):
-    return ChatRequest.model_validate(MINIMAL | fields).call("1", "tickets")
+    (one,) = ChatRequest.model_validate(MINIMAL | fields).calls("1", "tickets")
+    return one
 
 
 def test_defaults_are_openais():
@@ -59,7 +60,8 @@ def test_harmless_fields_are_ignored():
         {"max_tokens": "many"},
         {"stop": ["a"] * 5},
         {"stop": [""]},
-        {"n": 2},
+        {"n": 0},
+        {"n": MOST_CHOICES + 1},
         {"tools": [{"type": "function"}]},
         {"response_format": {"type": "json_object"}},
         {"logprobs": True},
@@ -72,7 +74,14 @@ def test_what_would_be_answered_wrongly_is_refused(fields):
         call(**fields)
 
 
+def test_several_choices_have_seeds_of_their_own():
+    found = ChatRequest.model_validate(MINIMAL | {"n": 3, "seed": 7}).calls("1", "tickets")
+    assert [(each["id"], each["seed"]) for each in found] == [("1-0", 7), ("1-1", 8), ("1-2", 9)]
+    assert found[0] == call(seed=7), "the first is the one a single choice would be"
+
+
 def test_usage():
-    assert usage({"tokens_in": 5, "tokens_out": 2}) == {
-        "prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7,
-    }  # fmt: skip
+    answers = [{"tokens_in": 5, "tokens_out": 2}]
+    assert usage(answers, 1) == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    assert usage(answers * 3, 3) == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+    assert usage(answers * 4, 2) == {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18}

@@ -58,7 +58,7 @@ def test_the_engine_is_asked_without_a_conversation():
         {"echo": True},
         {"suffix": "the end"},
         {"best_of": 2},
-        {"n": 2},
+        {"n": 0},
         {"logprobs": 0},
         {"max_tokens": 0},
     ],
@@ -107,6 +107,23 @@ def test_a_stream_of_several_prompts(service):
         texts[choice["index"]] += choice["text"]
     assert texts == {0: "one a time ", 1: "two a time "}
     assert (counted["choices"], counted["usage"]["total_tokens"]) == ([], 10)
+
+
+def test_several_choices_of_several_prompts(service):
+    client, _ = service(lambda call: answer(call) | {"text": f"{call['prompt']} {call['seed']}"})
+    asked = ASK | {"prompt": ["one", "two"], "n": 2, "seed": 4}
+    said = client.post("/v1/completions", json=asked).json()
+    texts = ["one 4", "one 5", "two 4", "two 5"]
+    assert [(choice["index"], choice["text"]) for choice in said["choices"]] == list(enumerate(texts))
+    counts = {"prompt_tokens": 4, "completion_tokens": 12, "total_tokens": 16}
+    assert said["usage"] == counts, "a prompt counts once"
+    openais = openai.OpenAI(api_key="none", base_url="http://testserver/v1", http_client=client, max_retries=0)
+    pieces = list(openais.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    streamed = dict.fromkeys(range(4), "")
+    for piece in pieces[:-1]:
+        streamed[piece.choices[0].index] += piece.choices[0].text
+    assert [text.strip() for text in streamed.values()] == texts
+    assert pieces[-1].choices == [] and pieces[-1].usage.to_dict() == counts
 
 
 def test_a_prompt_that_is_too_long_is_400_and_an_unknown_model_404(service):

@@ -19,7 +19,8 @@ def server():
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             status = {"base": 200, "nobody": 404, "broken": 503}[asked["model"]]
-            said = {"choices": [{"message": {"content": self.path}}]} if status == 200 else {"error": {"message": "no"}}
+            answer = {"choices": [{"message": {"content": self.path}}], "usage": {"prompt_tokens": 5}}
+            said = answer if status == 200 else {"error": {"message": "no"}}
             self.send_response(status)
             self.end_headers()
             self.wfile.write(json.dumps(said).encode())
@@ -44,6 +45,7 @@ def test_a_transcript(server):
     ]  # fmt: skip
     assert [each["request"] for each in found] == requests
     assert all(each["seconds"] >= 0 for each in found)
+    assert [each["usage"] for each in found] == [{"prompt_tokens": 5}, {}]
 
 
 def test_a_server_error_is_nothing_to_keep(server):

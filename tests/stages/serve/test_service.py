@@ -253,6 +253,19 @@ def test_a_routed_service_of_base_adapters_and_a_merged_model(ray_cluster, base,
         assert text.choices[0].text != client.completions.create(model="base", **plain).choices[0].text
         pieces = client.completions.create(model="tickets", **plain, stream=True)
         assert "".join(piece.choices[0].text for piece in pieces) == text.choices[0].text
+        counted = {"stream": True, "stream_options": {"include_usage": True}}
+        several = plain | {"prompt": ["the invoice was", "hello there"], "n": 2, "temperature": 1, "seed": 3}
+        whole = client.completions.create(model="tickets", **several)
+        assert len({choice.text for choice in whole.choices}) == 4
+        *pieces, last = client.completions.create(model="tickets", **several, **counted)
+        texts = dict.fromkeys(range(4), "")
+        for piece in pieces:
+            texts[piece.choices[0].index] += piece.choices[0].text
+        assert texts == {choice.index: choice.text for choice in whole.choices} and last.usage == whole.usage
+        assert (
+            chat("tickets", n=2, temperature=1, seed=3).usage
+            == list(chat("tickets", n=2, temperature=1, seed=3, **counted))[-1].usage
+        )
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(model="base", **plain | {"prompt": "signal " * 5000})
         assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")

@@ -50,3 +50,11 @@ def test_the_table_has_a_line_a_trial_and_a_column_a_field(tmp_path):
     rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
     assert [row["adapter.rank"] for row in rows] == [4, 8] and [row["metric"] for row in rows] == [0.5, None]
     assert [row["status"] for row in rows] == ["full", "failed"] and rows[1]["why"] == "it broke"
+    assert [row["curve"] for row in rows] == [[], []]
+
+
+def test_the_table_keeps_how_each_trial_came_to_its_number(tmp_path):
+    stopped = Outcome({"adapter.rank": 1}, "stopped", 3.0, curve=((2, 5.0), (4, 3.0)))
+    write_table([stopped], tmp_path / "trials.parquet")
+    (row,) = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert (row["curve_steps"], row["curve"]) == ([2, 4], [5.0, 3.0])

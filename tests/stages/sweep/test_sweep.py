@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from graftline.pipelines import plan
+from graftline.pipelines import plan, retry
 from graftline.stages import Llm, Previous, Repeat, Round, sweep, train
 from graftline.stages.errors import CannotPlace, InvalidField, RunError, UnknownStage, WrongKind
 from graftline.stages.stage import Resources
@@ -256,6 +256,27 @@ def test_what_fails_or_measures_nan_never_wins(pipe: Any, go: Any) -> None:
     for ranks, why in (((-1, -2), "the loss is nan"), ((13,), "no finite number")):
         with pytest.raises(RunError, match=rf"none of {len(ranks)} trials has a eval_loss: .*{why}"):
             go(sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(*ranks)}))
+
+
+def test_retry_tries_again_what_failed_and_finds_the_others(
+    pipe: Any, go: Any, made: Any, parts: Any, tmp_path: Any
+) -> None:
+    """A committed sweep is cached whatever became of its trials; `graftline retry RUN Sweep` makes it anew."""
+    best = sweep.Sweep(stage=pipe.tuned, over={"knob.rank": sweep.grid(-1, 4, 100)})
+    first = go(best)
+    assert first["result"].metrics["best"] == {"knob.rank": 4} and made["Fit"] == 3
+    assert go(best).ran == 0 and made["Fit"] == 3, "run again, it is taken as it is"
+    again = retry("Sweep", store=str(tmp_path / "store"), address="here")
+    assert made["Fit"] == 4, "the trial that failed was made again, the others were found"
+    trials = {line["values"]["knob.rank"]: line["status"] for line in again["result"].metrics["trials"]}
+    assert trials == {-1: "failed", 4: "full", 100: "full"}, "it fails for the same reason"
+    parts.Fit.broken = False
+    mended = retry("Sweep", store=str(tmp_path / "store"), address="here")
+    assert made["Fit"] == 5 and mended["result"].metrics["trials_failed"] == 0
+    assert mended["result"].digest == again["result"].digest and go(best).ran == 0
+    trial = next(line for line in mended.record["stages"] if line["asked_by"])
+    with pytest.raises(UnknownStage, match=r"Sweep asked for it. Retry Sweep"):
+        retry(trial["fingerprint"], mended.id, str(tmp_path / "store"), address="here")
 
 
 def test_ties_go_to_the_smaller_fingerprint(pipe: Any, go: Any) -> None:

@@ -83,6 +83,23 @@ def test_trials_side_by_side_and_ended_early(tuned: train.Train, tmp_path: Path,
     made = list(tmp_path.glob("store/artefacts/Train-*/*/artefact.json"))
     assert len(made) == 2, "and commits no artefact"
 
+    # Trials that were ended must have left nothing reserved: the next experiment needs both CPUs at once.
+    side_by_side = sweep.Sweep(
+        stage=tuned.replace("steps", 60), over={"optimizer.lr": sweep.grid(0.01, 0.02)}, scheduler=sweep.Asha(grace=99),
+        at_once=2,
+    )  # fmt: skip
+    third = go(side_by_side)
+    assert [trial["status"] for trial in third["result"].metrics["trials"]] == ["full", "full"]
+    one, other = [span(Path(line["path"])) for line in third.record["stages"] if line["asked_by"]]
+    assert max(one[0], other[0]) < min(one[1], other[1]), f"they took turns: {one}, {other}"
+
+
+def span(artefact: Path) -> tuple[float, float]:
+    """When an artefact's making began and ended."""
+    manifest = artefact / "artefact.json"
+    end = manifest.stat().st_mtime
+    return end - json.loads(manifest.read_text())["seconds"], end
+
 
 @pytest.mark.slow
 def test_optuna_searches_through_ray_tune(tuned: train.Train, tmp_path: Path, ray_cluster: Any) -> None:

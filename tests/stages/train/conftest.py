@@ -65,6 +65,12 @@ def llama() -> Callable[[], Any]:
 
 
 @pytest.fixture
+def repacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every processor is one on which bitsandbytes repacks 4-bit weights at an evaluation."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+
+
+@pytest.fixture
 def rows() -> Callable[..., PreparedRows]:
     """Makes prepared rows of these lengths, the last third of each trained."""
 
@@ -182,7 +188,7 @@ def opened() -> Callable[..., Artefact]:
     return _opened
 
 
-def _opened(folder: Path, kind: str = "model", rows: pa.Table | None = None) -> Artefact:
+def _opened(folder: Path, kind: str = "model", rows: pa.Table | None = None, digest: str = "0" * 64) -> Artefact:
     import pyarrow.fs
     import pyarrow.parquet as pq
 
@@ -190,7 +196,7 @@ def _opened(folder: Path, kind: str = "model", rows: pa.Table | None = None) -> 
         (folder / "rows").mkdir(parents=True)
         pq.write_table(rows, folder / "rows" / "part.parquet")
     files = {path.relative_to(folder).as_posix(): {} for path in folder.rglob("*") if path.is_file()}
-    manifest = {"kind": kind, "files": files, "metrics": {}, "digest": "0" * 64, "fingerprint": "0" * 64}
+    manifest = {"kind": kind, "files": files, "metrics": {}, "digest": digest, "fingerprint": "0" * 64}
     return Artefact(manifest, pyarrow.fs.LocalFileSystem(), str(folder))
 
 

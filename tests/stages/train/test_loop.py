@@ -10,15 +10,8 @@ import torch
 from graftline.stages.errors import RunError, StoreFailed
 from graftline.stages.train import AdamW, Lora, LossFilter, Sft, Shuffled
 from graftline.stages.train.collectives import Alone
-from graftline.stages.train.loop import (
-    average_gradients,
-    collate,
-    collect_gradients,
-    evaluate,
-    masters_of,
-    seeded,
-    train,
-)
+from graftline.stages.train.loop import collate, evaluate, seeded, train
+from graftline.stages.train.masters import average_gradients, collect_gradients, masters_of
 from graftline.stages.train.plugs import Attached, Bound, Drawn, LossContext, Optimizer
 from graftline.stages.train.source import IndexPlan
 
@@ -311,12 +304,6 @@ def test_small_updates_add_up_in_fp32_masters(run, llama):
     moved = (masters[name] - start[name].float()).abs()
     lost = start[name].float().abs() * 2**-9 > 1e-5  # where one step changes no bf16 number
     assert lost.any() and (moved[lost] > 1.5e-5).any()
-
-
-def test_fp32_parameters_are_their_own_masters(llama):
-    attached = Lora(rank=2).attach(llama(), {}, 0)
-    masters = masters_of(attached)
-    assert all(masters[name] is each for name, each in attached.parameters.items())
 
 
 # --- what plugs may ask of it -----------------------------------------------------------------------------------

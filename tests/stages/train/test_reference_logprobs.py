@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from graftline.stages import Llm, Source
+from graftline.stages.expected import Given, Usage
 from graftline.stages.lm.load import load_model
 from graftline.stages.rows import PREFERENCE
 from graftline.stages.train import Lora, ReferenceLogprobs, TokenisedPairs
@@ -78,4 +79,4 @@ def test_with_an_adapter_it_is_the_adapters_start(context, table, tiny_directory
 
 
 def test_it_asks_no_model_in_the_plans_account():
-    assert STAGE.calls_expected({"rows": 100}) == (0, 0, 0) and STAGE.calls_model
+    assert STAGE.expected(Given()).usage == Usage() and STAGE.calls_model

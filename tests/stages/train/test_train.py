@@ -1,13 +1,14 @@
 """`Train` as a stage: what it refuses, what it reads and holds, and whole runs on the built-in `tiny` model."""
 
 import json
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from graftline.stages import Llm, Resources, Source, train
-from graftline.stages.errors import HeldOutLeak, InvalidField, MissingColumn, WrongKind
+from graftline.stages.errors import GraftlineError, HeldOutLeak, InvalidField, MissingColumn, WrongKind
 from graftline.stages.rows import FIXED
 from graftline.stages.train import base as bases
 from graftline.stages.train.export import adapter_digest
@@ -192,14 +193,15 @@ BASES = [kind for name in dir(bases) if isinstance(kind := getattr(bases, name),
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda kind: kind.__name__)
-def test_looking_at_rows_drops_no_gradient(run, context, base):
+def test_looking_at_rows_drops_no_gradient(run, context, base, repacking):
     """A forward pass in evaluation mode repacks bitsandbytes' 4-bit weights on some processors, and what is trained
-    after it has no gradient through them."""
+    after it has no gradient through them: through those of layers without a LoRA, ours computes the others."""
+    some = train.Lora(targets=("q_proj",))
     digests = []
     for name, fields in (("never", {}), ("often", {"held_out": HELD, "eval_every": 1})):
         context.scratch = context.scratch.parent / name
         context.scratch.mkdir()
-        made = stage(base=base(), optimizer=train.AdamW(lr=0.01), **fields, **QUICK | {"epochs": 1.0})
+        made = stage(base=base(), adapter=some, optimizer=train.AdamW(lr=0.01), **fields, **QUICK | {"epochs": 1.0})
         digests.append(run(made, name)[1]["adapter_digest"])
     assert digests[0] == digests[1]
 
@@ -226,3 +228,64 @@ def test_threads_are_those_given(run, context):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+class Failing(train.Sft):
+    """It fails once, after a few steps."""
+
+    def loss(self, model, batch, context):
+        if context.training and context.step == 3 and not Failing.done:
+            Failing.done = True
+            raise RuntimeError("once")
+        return super().loss(model, batch, context)
+
+    done: ClassVar[bool] = False
+
+
+@pytest.fixture
+def pipeline(tmp_path, tiny_directory):
+    """Runs a pipeline in this process. Imports take seconds, which are no test's own."""
+    from graftline.pipelines import run
+    from graftline.stages.train.build import build
+
+    build(tiny_directory / "model", "float32", train.Float(), train.Lora(), 0, "cpu")
+
+    def go(made, store):
+        return run(made, str(tmp_path / store), base=tmp_path, name="p", address="here")["result"]
+
+    go(Llm("tiny"), "imports")
+    return go
+
+
+def test_what_has_the_same_name_is_not_resumed(pipeline, tmp_path):
+    """Ray Train resumes whatever ran under the same name: with a label for a name, somebody else's weights."""
+    from graftline.stages import read
+
+    lines = [{"prompt": f"the water is cold {place}", "completion": ("a", "b")[place % 2]} for place in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = read.Jsonl(path="rows.jsonl")
+    Failing.done = False
+    first = stage(rows=rows, objective=Failing(), steps=4, checkpoint_every=1, label="tuned", **QUICK)
+    with pytest.raises(GraftlineError, match="once"):
+        pipeline(first, "store")
+    assert list(tmp_path.glob("store/scratch/Train-*/checkpoints/step-*")), "there is one to resume"
+    other = first.replace("optimizer.lr", 0.01)
+    made = pipeline(other, "store")
+    assert [line["step"] for line in made.lines("log.jsonl") if "lr" in line] == [1, 2, 3, 4]
+    assert made.digest == pipeline(other, "fresh").digest
+
+
+def test_from_equal_rows_equal_adapters(pipeline, tmp_path):
+    """Two fresh stores make the same adapter, bit for bit; a single other answer makes another."""
+    from graftline.stages import read
+
+    def made(store, last):
+        answers = ("a", "b", "a", last)
+        lines = [{"prompt": f"the water is cold {place}", "completion": each} for place, each in enumerate(answers)]
+        (tmp_path / f"{last}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return pipeline(stage(rows=read.Jsonl(path=f"{last}.jsonl"), steps=1, **QUICK), store)
+
+    one, other, changed = made("one", "b"), made("other", "b"), made("one", "a")
+    assert one.path != other.path, "each was made"
+    assert one.metrics["adapter_digest"] == other.metrics["adapter_digest"] != changed.metrics["adapter_digest"]
+    assert one.digest == other.digest != changed.digest

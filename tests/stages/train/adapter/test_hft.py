@@ -2,8 +2,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from graftline.stages.train import AdamW, Full, Hft, Sft, Shuffled
+from graftline.stages.train import AdamW, AdamW8bit, Full, Hft, Sft, Shuffled
 from graftline.stages.train.collectives import Alone
 from graftline.stages.train.loop import train
 from graftline.stages.train.source import IndexPlan
@@ -69,8 +70,6 @@ def trained(llama, rows, settings, recorder):
 
 
 def test_what_is_frozen_keeps_its_bits_and_has_no_optimizer_state(trained, llama):
-    from safetensors.torch import load_file
-
     model, attached, reporter = trained(Hft())
     start = dict(llama().named_parameters())
     for name, each in model.named_parameters():
@@ -83,6 +82,72 @@ def test_what_is_frozen_keeps_its_bits_and_has_no_optimizer_state(trained, llama
     assert reporter.values("loss")[-1] < reporter.values("loss")[0]
 
 
+def test_by_default_a_round_has_one_draw(trained):
+    _, attached, _ = trained(Hft())
+    assert attached.trains(0, 1) is None and Hft().redraw == "stage"
+
+
+@pytest.mark.parametrize(("redraw", "each"), [("epoch", 2), (3, 3)])
+@pytest.mark.parametrize("optimizer", [AdamW, AdamW8bit], ids=lambda kind: kind.__name__)
+def test_another_half_is_drawn_within_the_round(llama, rows, settings, recorder, redraw, each, optimizer):
+    """What rests keeps its bits, whatever decays, and has no optimizer state; what comes back starts afresh."""
+    adapter = Hft(redraw=redraw, head_and_embeddings=False)
+    model, seen, kept = llama(), [], []
+    attached = adapter.attach(model, {}, 0)
+
+    class Watched(IndexPlan):
+        def next(self, step):
+            seen.append({name: tensor.detach().clone() for name, tensor in model.named_parameters()})
+            return super().next(step)
+
+        def published(self, step, attached):
+            with reporter.latest() as folder:
+                kept.append(set() if folder is None else {name for name in load_file(folder / "state.safetensors")})
+
+    reporter = recorder(f"{redraw} {optimizer.__name__}")
+    plan = Watched(Shuffled().start(6, 3, 0), 3, 18)
+    plug = optimizer(lr=0.01, weight_decay=0.1)
+    train(attached, Sft(), plug, plan, rows([9, 14, 8, 20, 11, 6]), None, settings(epoch=2), reporter, Alone())
+    seen.append(dict(model.named_parameters()))
+    draws = [attached.drawn(step // each) for step in range(6)]
+    assert len(set(draws)) == 6 // each and draws[0] == {name for name in draws[0] if ".layers." in name}
+    for step, drawn in enumerate(draws):
+        moved = {name for name in seen[step] if not torch.equal(seen[step][name], seen[step + 1][name])}
+        assert moved == drawn, step
+    for step, drawn in enumerate(draws[:-1]):  # the checkpoint after a step lies there when the next one ends
+        states = {name.partition("/")[2].partition("/")[2] for name in kept[step + 1] if name.startswith("optimizer/")}
+        assert states == drawn, step
+    steps = {load_step(reporter, name) for name in draws[-1] - draws[-1 - each]}
+    assert steps == {each}, "fresh moments: those that rested have seen the steps since the draw alone"
+
+
+def load_step(reporter, name):
+    with reporter.latest() as folder:
+        return int(load_file(folder / "state.safetensors")[f"optimizer/step/{name}"])
+
+
+@pytest.mark.parametrize("killed", [1, 2, 3])
+def test_killed_between_draws_and_resumed_it_ends_with_the_same_bits(llama, rows, settings, recorder, killed):
+    ends = []
+    for name, kills in (("straight", (None,)), ("killed", (killed, None))):
+        for kill in kills:
+            model = llama()
+            attached = Hft(redraw="epoch").attach(model, {}, 0)
+            plan = IndexPlan(Shuffled().start(6, 3, 0), 3, 18)
+            go = lambda: train(  # noqa: E731
+                attached, Sft(), AdamW(lr=0.01), plan, rows([9, 14, 8, 20, 11, 6]), None,  # noqa: B023
+                settings(epoch=2), recorder(name, kill), Alone(),  # noqa: B023
+            )  # fmt: skip
+            if kill is None:
+                go()
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    go()
+        ends.append((model.state_dict(), attached.draws))
+    (straight, draws), (resumed, again) = ends
+    assert draws == again == 2 and all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
 def test_it_is_full_tuning_of_fewer_parameters(trained):
     half, full = trained(Hft(head_and_embeddings=False))[1], trained(Full())[1]
     sizes = [
@@ -91,6 +156,16 @@ def test_it_is_full_tuning_of_fewer_parameters(trained):
     ]
     assert 0.4 < sizes[0] / sizes[1] < 0.6
     assert Hft.makes == "model" and Hft.identity_at_start
+
+
+def test_the_export_says_every_draw(tiny_directory, tmp_path):
+    from graftline.stages.lm.load import load_model
+
+    source = tiny_directory / "model"
+    made = Hft(redraw=5).attach(load_model(source, "float32"), {}, 0)
+    assert set(made.trains(11, 100)) == made.drawn(2) != made.drawn(1)
+    about = made.export(tmp_path, made.parameters, source, "tiny")
+    assert about["redraw"] == 5 and about["trained"] == [sorted(made.drawn(number)) for number in range(3)]
 
 
 def test_the_export_is_a_model_that_says_what_trained(tiny_directory, tmp_path):
