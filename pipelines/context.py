@@ -32,6 +32,11 @@ OWN = "/own"
 """The name under which the engine of an adapter holds it: one that nobody can give."""
 TELL_EVERY = 0.25
 SAVE_EVERY = 30.0
+SPINS = 3000
+"""How often a thread of OpenMP looks again, some 160 µs, before it sleeps. GNU's default is 300,000: on two cores that
+another process wants too, a thread then burns what its partner waits for. A mix of a layer's operations on 2 threads,
+beside one busy process: 9.4 ms with the default, 2.0 with this, 1.8 without a second thread; alone on the machine 0.80,
+0.85 and 1.16 ms [measured]."""
 
 
 @dataclass
@@ -360,8 +365,16 @@ def absolute(path: str, base: str) -> str:
     return os.path.abspath(Path(base, Path(path).expanduser()))
 
 
+def wait_briefly() -> None:
+    """Have OpenMP's threads of this process, and of those it starts, spin SPINS times for one another and then sleep;
+    a user's own wish stands. It asks the environment once, when torch is imported."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+
+
 def set_threads(threads: int) -> None:
     """Torch's and OpenMP's threads of this process: a reused worker keeps those of the last task."""
+    wait_briefly()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     if "torch" in sys.modules:
