@@ -26,7 +26,7 @@ from graftline.stages.shapes import RoundsState
 
 
 class Words(Source):
-    count: int = 12
+    count: int = 24
 
     def make_rows(self, context):
         for number in range(self.count):
@@ -37,7 +37,7 @@ class Words(Source):
 class Talk(Rounds):
     seeds: Rows
     teacher: Model
-    rounds: int = 6
+    rounds: int = 3
     pause: Annotated[float, Execution] = 0.2
 
     def asks(self):
@@ -93,7 +93,7 @@ if __name__ == "__main__":
     run(pipeline(sys.argv[2]), store=sys.argv[1], watch=lambda event: print(event.kind, event.name, flush=True))
 """
 
-ASKED = 6 * 12
+ASKED = 3 * 24
 IN_FLIGHT = 4
 """Requests at the server at once, which is what a kill may lose."""
 
@@ -144,6 +144,12 @@ def sent(server: FakeOpenAI) -> Counter[str]:
     return Counter(json.dumps(body["messages"]) for _, _, body in server.log)
 
 
+def kept(store: Path) -> int:
+    """How many prompts are answered in the ledger's files."""
+    files = store.glob("ledger/Talk-*/*/*.answers.json")
+    return len({(path.parent, line["prompt"]) for path in files for line in json.loads(path.read_text())["answers"]})
+
+
 def check(tmp_path: Path, kills: int, interrupts: int = 0) -> None:
     file = tmp_path / "talking.py"
     file.write_text(PIPELINE)
@@ -162,6 +168,8 @@ def check(tmp_path: Path, kills: int, interrupts: int = 0) -> None:
             hit += kill(file, store, server.url, after, signal.SIGINT if number < interrupts else signal.SIGKILL)
             time.sleep(0.5)  # until what was in flight is in the server's log
             amid += len(server.log) > before
+            known = len(sent(server))
+            assert known - kept(store) <= IN_FLIGHT, "an answer that came is not kept"
         again, _ = finish(file, store, server.url)
     assert hit >= kills // 2, f"only {hit} of {kills} kills met a run at work: make the pipeline slower"
     assert digests(again) == digests(whole)
