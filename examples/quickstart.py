@@ -69,6 +69,8 @@ def pipeline(
         seeds=split.train, teacher=student, count=2 * budget, max_new_tokens=40, seed=seed, resources=one
     )
     scored = score.Difficulty(rows=drafts, model=seeds_only)
+    # IFD's paper keeps the highest below 1: of a strong teacher's rows these are the hard ones. A third of this small
+    # teacher's drafts miss their label, and those are the highest here (README, "Measured").
     distinct = select.NearDuplicates(rows=scored, by="ifd", largest=False, shingle=2)
     chosen = select.KmeansQuality(
         rows=distinct, by="ifd", largest=False, temperature=0, budget=budget, embedder=encoder, seed=seed

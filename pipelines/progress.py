@@ -124,7 +124,7 @@ class Progress:
             table.add_column("time", justify="right", no_wrap=True)
             table.add_column("", width=22)
             table.add_column("rows or steps", justify="right", no_wrap=True)
-            table.add_column("", overflow="ellipsis", no_wrap=True)
+            table.add_column("")  # the one column that gives way where the terminal is narrow
             now = self.clock()
             for line in self.lines.values():
                 sign, style = SIGNS[line.state]
@@ -141,7 +141,7 @@ class Progress:
                     "" if line.started is None else duration((line.ended or now) - line.started),
                     bar,
                     amounts(line),
-                    Text(numbers(line), "cyan" if running else "dim"),
+                    Text(numbers(line), "cyan" if running else "dim", no_wrap=True, overflow="ellipsis"),
                 )
             finished = sum(line.state in ("done", "cached") for line in self.lines.values())
             total = f"{finished} of {len(self.lines)} stages, {duration(now - self._start)}"

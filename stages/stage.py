@@ -199,7 +199,8 @@ class Context(Protocol):
 
     def watch(self, stage: Stage, metric: str, goes_on: Callable[[int, float], bool]) -> Artefact:
         """`run`, of a stage that may be ended early: each time it logs `metric`, it waits for `goes_on(step, value)`,
-        and where that is False it ends there: `Stopped` is raised."""
+        and where that is False it ends there: `Stopped` is raised. Of one that goes on after an interruption, what it
+        logged before is asked about first."""
 
     def opened(self, stage: Stage) -> Artefact:
         """The artefact of one of this stage's inputs, at whatever depth it is held."""

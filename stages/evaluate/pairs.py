@@ -49,11 +49,11 @@ def mcnemar(one: int, other: int) -> float:
     Args:
         one, other: rows that only the one, and only the other, got right.
     """
-    ways = tail = 1
-    for count in range(min(one, other)):  # of so many coins, count + 1 on the one side
-        ways = ways * (one + other - count) // (count + 1)
-        tail += ways
-    return min(1.0, 2 * tail / 2 ** (one + other))
+    if not one + other:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(min(one, other), one + other).pvalue)
 
 
 def beyond(trained: Mapping[str, pa.Table]) -> list[dict[str, Any]]:

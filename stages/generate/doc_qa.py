@@ -185,7 +185,7 @@ class DocQa(Rounds):
         if length is None:
             return Expected(volume, UNKNOWN)
         listing = reader.text(ASK) + length
-        asking = reader.text(ANSWER) + length * self.top_k + QUESTION
+        asking = reader.text(ANSWER) + length * min(self.top_k, passages or self.top_k) + QUESTION
         listed = reader.written(self.max_new_tokens, QUESTION * self.count)
         usage = reader.usage(passages, listing, listed, rows.mark, self.retries)
         answering = reader.written(self.max_new_tokens, SENTENCES)

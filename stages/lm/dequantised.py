@@ -23,11 +23,11 @@ def load_dequantised(directory: Path, held: str) -> PreTrainedModel:
     """
     import torch
 
-    from graftline.stages.lm.nf4 import Linear4bit, dequantised  # bitsandbytes by way of it, which keeps it quiet
+    from graftline.stages.lm.nf4 import Nf4Linear, dequantised  # bitsandbytes by way of it, which keeps it quiet
 
     model = load_held(directory, "float32", held)
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, Linear4bit):
+        if isinstance(layer, Nf4Linear):
             plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
             plain.weight = torch.nn.Parameter(dequantised(layer), requires_grad=False)
             if layer.bias is not None:

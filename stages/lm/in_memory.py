@@ -15,6 +15,7 @@ from graftline.stages.lm.adapters import AdapterSet
 from graftline.stages.lm.chat import render
 from graftline.stages.lm.drawing import Turn
 from graftline.stages.lm.engine import Request, Sampling
+from graftline.stages.lm.faster import faster
 from graftline.stages.lm.held import held_by_all, held_of, load_held
 from graftline.stages.lm.load import load_tokenizer, model_digest
 
@@ -45,6 +46,7 @@ class Loaded:
         said = {adapter: held_of(place) for adapter, place in adapters.items()}
         self.held = held_by_all(said, where=name) if held is None else held
         self.model: Any = load_held(directory, dtype, self.held).to(self.device)
+        faster(self.model)
         self.why = f"computed in {dtype} on {self.device.type}: rounding may depend on who shares a batch"
         self.ends = _ends(self.model, self.tokenizer, name)
         # Requests say how their answers are drawn. What else a model's directory asks for (a repetition penalty, say)

@@ -1,13 +1,12 @@
 """Log-probabilities of given text: rows, and choices that share their prompt.
 
-Sequences are packed into one row of tokens with restarted positions and an explicit mask in which a sequence sees
-itself alone; of a prompt with choices, every choice sees the prompt and itself. The head is applied where a token is
-asked about, nowhere else. Without a cache, since transformers ignores restarted positions beside one.
+Sequences are packed into one row of tokens with restarted positions, and a sequence sees itself alone; of a prompt with
+choices, every choice sees the prompt and itself, which takes an explicit mask. The head is applied where a token is
+asked about, nowhere else.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,9 @@ from graftline.stages.errors import PromptTooLong
 from graftline.stages.lm.chat import continuation, render, render_supervised
 from graftline.stages.lm.engine import Messages
 from graftline.stages.lm.in_memory import Loaded
+from graftline.stages.lm.label_logprobs import label_logprobs
+from graftline.stages.lm.packed_attention import NAME as PACKED
+from graftline.stages.lm.segment_attention import NAME as SEGMENTS
 
 TOKENS = {"cpu": 512, "cuda": 8192}
 """Tokens of a pass. On a CPU larger packs only lengthen the masked part of attention, which grows with the square."""
@@ -130,19 +132,12 @@ def _forward(loaded: Loaded, trees: Sequence[Tree]) -> torch.Tensor:
     def tensor(values: list[Any]) -> torch.Tensor:
         return torch.tensor(values, device=loaded.device)
 
-    # Branches share the prompt's last position, so the head is applied once a position, not once a question.
-    heads, which = tensor(places).unique(return_inverse=True)
-    keep = "logits_to_keep" in inspect.signature(model.forward).parameters
-    logits = model(
-        input_ids=tensor([[token for tree in trees for token in tree.ids]]),
-        position_ids=tensor([[position for tree in trees for position in tree.positions]]),
-        attention_mask=_mask(trees, model.dtype).to(loaded.device),
-        use_cache=False,
-        **({"logits_to_keep": heads} if keep else {}),
-    ).logits[0]
-    logits = (logits if keep else logits[heads]).float()
-    picked: torch.Tensor = logits[which, tensor(targets)]
-    return picked - logits.logsumexp(-1)[which]
+    ids = tensor([[token for tree in trees for token in tree.ids]])
+    positions = tensor([[position for tree in trees for position in tree.positions]])
+    packed = model.config._attn_implementation in (PACKED, SEGMENTS) and loaded.device.type == "cpu"
+    apart = packed and not any(any(tree.branches) for tree in trees)  # by their positions alone
+    mask = None if apart else _mask(trees, model.dtype).to(loaded.device)
+    return label_logprobs(model, ids, positions, tensor(places), tensor(targets), mask)
 
 
 def _mask(trees: Sequence[Tree], dtype: torch.dtype) -> torch.Tensor:

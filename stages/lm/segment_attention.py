@@ -14,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from graftline.stages.lm.packed_attention import attend
+
 NAME = "graftline_segments"
 
 
@@ -28,15 +30,18 @@ def segment_attention(
     cache: Any = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of packed requests over their paged cache; without one, transformers' own.
+    """Attention of packed requests over their paged cache; without one, of packed rows over themselves,
+    if their positions are known.
 
     Args:
         query: [1, heads, tokens, size]; `key` and `value`: [1, key heads, tokens, size], of the new tokens.
         cache: continuous batching's, which adds the earlier ones; `cu_seq_lens_q` and `cu_seq_lens_k` in `kwargs` say
             where each request's tokens end.
     """
-    if cache is None:
+    if cache is None and kwargs.get("position_ids") is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    if cache is None:
+        return attend(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     layer: Any = module
     key, value = cache.update(key_states=key, value_states=value, layer_idx=layer.layer_idx, kwargs=kwargs)
     heads, size = query.shape[1], query.shape[3]

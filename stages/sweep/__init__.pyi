@@ -7,6 +7,7 @@ from graftline.stages.sweep.domains import grid as grid
 from graftline.stages.sweep.domains import integers as integers
 from graftline.stages.sweep.domains import log_uniform as log_uniform
 from graftline.stages.sweep.domains import uniform as uniform
+from graftline.stages.sweep.halving import Halving as Halving
 from graftline.stages.sweep.listed import Listed as Listed
 from graftline.stages.sweep.outcome import Outcome as Outcome
 from graftline.stages.sweep.ranged import Ranged as Ranged

@@ -75,8 +75,9 @@ def read(metrics: Mapping[str, Any], name: str, where: str) -> float | None:
 
 
 def curve_of(artefact: Artefact, metric: str) -> tuple[tuple[int, float], ...]:
-    """(optimizer step, value) of a metric that a trial logged on its way."""
-    return tuple((line["step"], line[metric]) for line in artefact.lines(LOG) if line.get(metric) is not None)
+    """(optimizer step, value) of a metric that a trial logged on its way; what was not finite is NaN."""
+    lines = [line for line in artefact.lines(LOG) if metric in line]
+    return tuple((line["step"], math.nan if line[metric] is None else line[metric]) for line in lines)
 
 
 def pick(outcomes: Sequence[Outcome], metric: str, mode: Literal["min", "max"], where: str) -> Outcome:

@@ -92,13 +92,14 @@ class Ended(tune.Callback):
 
 
 class Trouble(tune.Stopper):
-    """Ends the whole experiment where something that is no trial's own went wrong."""
+    """Ends the whole experiment where something that is no trial's own went wrong, and a trial at so many steps
+    (None: at its end)."""
 
-    def __init__(self, desk: Any) -> None:
-        self.desk = desk
+    def __init__(self, desk: Any, until: int | None = None) -> None:
+        self.desk, self.until = desk, until
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        return self.until is not None and result["step"] >= self.until
 
     def stop_all(self) -> bool:
         import ray

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 from graftline.stages.errors import InvalidField
 from graftline.stages.specification import Plug
@@ -10,7 +11,11 @@ from graftline.stages.stage import Stage
 
 
 class Scheduler(Plug):
-    """Slot: which trials go on?"""
+    """Slot: which trials go on? Ray Tune's own scheduler may decide, trial by trial (`for_tune`), or trials are ranked
+    `together`: all run to a rung before any goes on."""
+
+    together: ClassVar[bool] = False
+    """Whether it ranks all trials at once: then `rungs` and `go_on` are its own, and it does not depend on timing."""
 
     def check_trials(self, stage: Stage, metric: Any) -> None:
         """Refuse trials that cannot be ended early.
@@ -40,3 +45,12 @@ class Scheduler(Plug):
     def for_tune(self) -> Any:
         """Ray Tune's own scheduler; it is told metric and mode, and counts optimizer steps as `step`."""
         raise NotImplementedError(f"{type(self).__name__}.for_tune")
+
+    def rungs(self) -> Iterator[int]:
+        """Of one that ranks trials together: the rungs, in optimizer steps, endlessly, each larger than the last."""
+        raise NotImplementedError(f"{type(self).__name__}.rungs")
+
+    def go_on(self, losses: Sequence[float | None]) -> list[int]:
+        """Of one that ranks trials together: places of those that go on, the smallest being the best (None: it failed
+        or measured no finite number)."""
+        raise NotImplementedError(f"{type(self).__name__}.go_on")

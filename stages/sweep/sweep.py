@@ -141,6 +141,12 @@ class Sweep(Stage):
             raise InvalidField(f"{self.search} search has no end", where="Sweep.trials", do="say how many trials")
         if self.scheduler is not None:
             self.scheduler.check_trials(self.stage, self.metric)
+            if self.scheduler.together and self.search == "optuna":
+                raise InvalidField(
+                    f"{type(self.scheduler).__name__} ranks trials that are known before the first one ends",
+                    where="Sweep.scheduler",
+                    do='use search="grid" or "random", or another scheduler',
+                )
 
     def _check_variants(self) -> None:
         """Builds the stage with every listed value and each range's ends, so that a wrong one is refused now."""
@@ -237,7 +243,7 @@ class Sweep(Stage):
 
     def not_reproducible(self) -> str:
         """Why another run of it may pick another trial."""
-        if self.scheduler is not None:
+        if self.scheduler is not None and not self.scheduler.together:
             return f"{type(self.scheduler).__name__} ends trials by which of them were faster"
         if self.search == "optuna" and self.at_once not in (None, 1):
             return "Optuna's choices depend on which trials ended first"

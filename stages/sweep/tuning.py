@@ -19,6 +19,7 @@ from graftline.stages.errors import CannotPlace, Stopped
 from graftline.stages.sweep.outcome import Outcome
 from graftline.stages.sweep.points import Point, written
 from graftline.stages.sweep.proxies import Desk, Ended, Trouble, proxy
+from graftline.stages.sweep.rungs import by_rungs
 from graftline.stages.sweep.trying import best_so_far, one
 
 if TYPE_CHECKING:
@@ -45,10 +46,21 @@ def tune_all(sweep: Sweep, context: Context) -> list[Outcome]:
             do="run it on Ray, or use a grid or random search without a scheduler",
         )
     points = sweep.points()
+    if sweep.scheduler is None or not sweep.scheduler.together:
+        return experiment(sweep, context, points)
+    return by_rungs(
+        sweep, len(points), lambda places, until: experiment(sweep, context, [points[each] for each in places], until)
+    )
+
+
+def experiment(sweep: Sweep, context: Context, points: Sequence[Point], until: int | None = None) -> list[Outcome]:
+    """One experiment of Tune's; `until`: the step at which trials are ended."""
+    import ray
+
     most = at_once(sweep)
     desk: Any = ray.remote(Desk).options(num_cpus=0, max_concurrency=4 * most + 16).remote()
     try:
-        return Conversation(sweep, context, desk, points, most).held()
+        return Conversation(sweep, context, desk, points, most, until).held()
     finally:
         ray.kill(desk)
 
@@ -82,9 +94,13 @@ class Conversation:
         desk: the actor between it and the proxies.
         points: those that are known before; empty where Tune searches.
         most: trials at once.
+        until: the step at which trials are ended (None: at their ends).
     """
 
-    def __init__(self, sweep: Sweep, context: Context, desk: Any, points: Sequence[Point], most: int) -> None:
+    def __init__(
+        self, sweep: Sweep, context: Context, desk: Any, points: Sequence[Point], most: int, until: int | None = None
+    ) -> None:
+        self.until = until
         self.sweep, self.context, self.desk, self.points, self.most = sweep, context, desk, points, most
         self.total = len(points) or sweep.trials or 1
         self.outcomes: dict[str, tuple[int, Point, Outcome]] = {}
@@ -142,7 +158,11 @@ class Conversation:
                     max_concurrent_trials=self.most,
                 ),
                 run_config=tune.RunConfig(
-                    name="sweep", storage_path=folder, verbose=0, callbacks=[Ended(self.desk)], stop=Trouble(self.desk)
+                    name="sweep",
+                    storage_path=folder,
+                    verbose=0,
+                    callbacks=[Ended(self.desk)],
+                    stop=Trouble(self.desk, self.until),
                 ),
             ).fit()
 
@@ -183,7 +203,8 @@ class Conversation:
     def _tried(self, trial_id: str, trial: Trial) -> Outcome:
         import ray
 
-        if self.sweep.scheduler is None:
+        scheduler = self.sweep.scheduler
+        if scheduler is None or (scheduler.together and self.until is None):
             return one(self.sweep, trial, self.context.run)
         metric = self.sweep.metric_name
         seen: list[tuple[int, float]] = []

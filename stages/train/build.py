@@ -24,12 +24,15 @@ def build(
     Raises:
         AdapterMismatch: that adapter was made for another base.
     """
+    from graftline.stages.lm.faster import faster
     from graftline.stages.lm.held import compute_in, held_of, load_held
     from graftline.stages.lm.load import load_model, model_digest, refuse_other_base
 
     if begun is not None:
         refuse_other_base(begun, model_digest(directory))
-        attached = adapter.go_on(load_held(directory, dtype, held_of(begun)), begun)
+        model = load_held(directory, dtype, held_of(begun))
+        faster(model)
+        attached = adapter.go_on(model, begun)
         attached.model.to(device)
         return attached
     # What is quantised is quantised from the weights as they are stored, so that its bytes depend on no run's dtype.
@@ -37,6 +40,7 @@ def build(
     factors = hold(model, base, adapter)
     if base.held != "none":
         compute_in(model, dtype)
+    faster(model)
     attached = adapter.attach(model, factors, derived_seed(seed, "adapter"))
     attached.model.to(device)
     return attached

@@ -52,16 +52,10 @@ def answer_logprobs(model: nn.Module, tensors: dict[str, Tensor], pairs: int) ->
     """Each answer's log-probability, the sum over its tokens in fp32, and its number of tokens: both [pairs, 2],
     chosen first."""
     import torch
-    from torch.nn.functional import cross_entropy
 
-    # Restarted positions, no mask and no cache: only so does transformers keep packed sequences apart.
-    logits = model(
-        input_ids=tensors["input_ids"],
-        position_ids=tensors["position_ids"],
-        use_cache=False,
-        logits_to_keep=tensors["positions"],
-    ).logits[0]
-    each = -cross_entropy(logits.float(), tensors["labels"], reduction="none")
+    from graftline.stages.lm.label_logprobs import label_logprobs
+
+    each = label_logprobs(model, tensors["input_ids"], tensors["position_ids"], tensors["positions"], tensors["labels"])
     zeros = torch.zeros(2 * pairs, dtype=torch.float32, device=each.device)
     owner = tensors["owner"]
     tokens = zeros.index_add(0, owner, torch.ones_like(each))

@@ -75,6 +75,8 @@ def work(
     """Train and, on the first worker, export into `out`. Answers with the stage's metrics there."""
     import torch
 
+    from graftline.stages.lm.faster import faster
+
     torch.set_num_threads(job.threads)
     stage = job.stage
     directory = job.model.directory("model")
@@ -119,6 +121,7 @@ def work(
 
     def served(held: str) -> float:
         model: Any = stage.adapter.reopen(folder, directory, job.dtype, held)
+        faster(model)
         return _loss(job, model.to(job.device).eval(), probe, settings)
 
     measured = {"loss_as_trained": as_trained, "loss_as_served": served(job.valid_on)}

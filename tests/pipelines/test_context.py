@@ -13,6 +13,7 @@ from graftline.pipelines.board import LocalBoard
 from graftline.pipelines.budget import Budget, Purse
 from graftline.pipelines.context import (
     OWN,
+    SPINS,
     Calls,
     CountedEngine,
     WorkerContext,
@@ -288,6 +289,18 @@ def test_threads_are_set_for_what_is_imported_and_what_will_be(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch")
     set_threads(3)
     assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("wish", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_wait_briefly_unless_the_user_says_how(monkeypatch, wish):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in wish.items():
+        monkeypatch.setenv(name, value)
+    set_threads(1)
+    set_threads(1)
+    wanted = wish or {"GOMP_SPINCOUNT": str(SPINS)}
+    assert {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ} == wanted
 
 
 def test_the_log_keeps_each_steps_last_line(order):

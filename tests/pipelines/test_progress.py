@@ -104,3 +104,15 @@ def test_progress_without_a_start_counts_as_running():
     progress(Happened("progress", "b", "Train", numbers={"step": 3, "eval_loss": 0.5}))
     lines = [line.strip() for line in out.getvalue().splitlines()]
     assert lines == ["0.0 s    Scorer: 5", "6.0 s    Train: eval loss 0.5"]
+
+
+def test_on_a_narrow_terminal_only_the_numbers_give_way():
+    progress, _, clock = plain()
+    progress(Happened("planned", "a", "Train"))
+    progress(Happened("started", "a", "Train"))
+    clock.now += 75
+    progress(Happened("progress", "a", "Train", 197, 200, {"loss": 3.67, "lr": 6e-7, "tokens_per_second": 190.0}))
+    console = Console(width=72, file=io.StringIO(), force_terminal=False)
+    console.print(progress.table())
+    (line,) = [line for line in console.file.getvalue().splitlines() if "Train" in line]
+    assert line.startswith("▸  Train") and "1 min 15 s" in line and "197 / 200" in line and "…" in line

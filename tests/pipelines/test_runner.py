@@ -181,9 +181,11 @@ def test_a_watched_stage_is_ended_at_what_it_logged(go, tmp_path):
     assert line["status"] == "stopped" and line["path"] == "" and run.state == "done"
     assert [path.read_text() for path in tmp_path.glob("store/scratch/Long*/step")] == ["3"], "checkpoints are kept"
     again = go(Watching(at=5))
-    assert again["result"].metrics["seen"] == [4, 5], "it goes on where it was ended"
+    assert again["result"].metrics["seen"] == [1, 2, 3, 4, 5], "what it logged before it was ended is asked about first"
+    back = go(Watching(at=2))
+    assert back["result"].metrics["seen"] == [1, 2] and "ended at step 2" in back["result"].metrics["why"]
     whole = go(Watching(at=99))
-    assert whole["result"].metrics == {"first": 5, "seen": [6, 7, 8, 9, 10]}
+    assert whole["result"].metrics == {"first": 6, "seen": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}, "it goes on where it was"
 
 
 def test_a_stage_that_was_ended_may_be_had_whole_in_the_same_run(go):

@@ -45,7 +45,7 @@ class Continue(Adapter):
         from safetensors.torch import load_file
 
         from graftline.stages.lm.adapters import factors_of
-        from graftline.stages.train.adapter.lora_modules import REPLACED
+        from graftline.stages.train.adapter.lora_modules import REPLACED, share_inputs
 
         self._refuse_what_is_not_there(model, begun, set(factors_of(begun)))
         config = LoraConfig.from_pretrained(str(begun))
@@ -54,6 +54,7 @@ class Continue(Adapter):
         wrapped = PeftModel.from_pretrained(
             model, str(begun), config=config, is_trainable=True, autocast_adapter_dtype=False
         )
+        share_inputs(wrapped)
         tensors = load_file(begun / "adapter_model.safetensors")
         exact = {f"{name.removesuffix('.weight')}.default.weight": each for name, each in tensors.items()}
         return AttachedPeft(in_dtype(wrapped, model.dtype), self, exact)

@@ -78,7 +78,7 @@ class Lora(Adapter):
         import torch
         from peft import get_peft_model
 
-        from graftline.stages.train.adapter.lora_modules import REPLACED
+        from graftline.stages.train.adapter.lora_modules import REPLACED, share_inputs
 
         config = self.config(self.layers(model))
         config._register_custom_module(REPLACED)
@@ -87,6 +87,7 @@ class Lora(Adapter):
             # The factors keep the base's number format, since PEFT's own cast of every activation to fp32 costs more
             # than the layer; the loop holds fp32 masters of them.
             wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+        share_inputs(wrapped)
         return in_dtype(wrapped, model.dtype)
 
     def layers(self, model: PreTrainedModel) -> str | list[str]:

@@ -8,8 +8,9 @@ from graftline.stages.specification import Paper
 from graftline.stages.train.plugs import Base
 
 if TYPE_CHECKING:
-    from bitsandbytes.nn import Linear4bit
     from torch import Tensor
+
+    from graftline.stages.lm.nf4 import Nf4Linear
 
 
 class Nf4(Base):
@@ -33,7 +34,7 @@ class Nf4(Base):
     def held(self) -> str:
         return "nf4" if self.double else "nf4-single"
 
-    def hold(self, name: str, weight: Tensor) -> Linear4bit:
+    def hold(self, name: str, weight: Tensor) -> Nf4Linear:
         from graftline.stages.lm.nf4 import quantised
 
         return quantised(weight, double=self.double)

@@ -58,17 +58,11 @@ class Sft(Objective):
 
     def loss(self, model: nn.Module, batch: Batch, context: LossContext) -> LossOut:
         import torch
-        from torch.nn.functional import cross_entropy
+
+        from graftline.stages.lm.label_logprobs import label_logprobs
 
         given = batch.tensors
-        # Restarted positions, no mask and no cache: only so does transformers keep packed rows apart.
-        logits = model(
-            input_ids=given["input_ids"],
-            position_ids=given["position_ids"],
-            use_cache=False,
-            logits_to_keep=given["positions"],
-        ).logits[0]
-        each = cross_entropy(logits.float(), given["labels"], reduction="none")
+        each = -label_logprobs(model, given["input_ids"], given["position_ids"], given["positions"], given["labels"])
         weights, owner = given["weights"], given["owner"]
         with torch.no_grad():
             zeros = torch.zeros(len(batch.rows), dtype=torch.float32, device=each.device)

@@ -142,7 +142,10 @@ def test_an_engine_holds_its_base_as_its_adapters_say(belonging, make_adapter, t
     loaded.adapters.routing.use([loaded.adapters.acquire("it")] * 2)
     torch.testing.assert_close(logits(loaded.model), peft, atol=1e-4, rtol=1e-4)
     loaded.adapters.routing.use(())
-    assert torch.equal(logits(loaded.model), logits(load_held(tiny_directory, "float32", "nf4")))
+    # An engine computes by the faster modules, which round otherwise.
+    torch.testing.assert_close(
+        logits(loaded.model), logits(load_held(tiny_directory, "float32", "nf4")), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_an_engine_refuses_bases_held_differently_unless_told_how(belonging, make_adapter, tiny_directory):

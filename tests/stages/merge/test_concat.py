@@ -96,7 +96,7 @@ def test_peft_and_our_engine_read_it_as_the_sum(concatenated, adapter, base):
     torch.testing.assert_close(grouped, wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_pefts_linear_is_no_weighted_sum_and_neither_is_averaging_factors(concatenated, adapter, base, tmp_path):
+def test_pefts_linear_is_no_weighted_sum(concatenated, adapter, base, tmp_path):
     made = {"a": adapter(1, 4), "b": adapter(2, 4)}
     wanted = added([(0.5, deltas(each)) for each in directories(*made.values())])
     folder, _ = concatenated(made, {"a": 0.5, "b": 0.5})
@@ -110,11 +110,28 @@ def test_pefts_linear_is_no_weighted_sum_and_neither_is_averaging_factors(concat
         peft.save_pretrained(tmp_path / kind, selected_adapters=[kind])
         assert least <= far(deltas(tmp_path / kind / kind), wanted) <= most, kind
 
+
+@pytest.mark.parametrize("ranks", [(4, 4), (4, 8)])
+def test_padding_with_zeros_and_averaging_factors_is_no_weighted_sum(concatenated, adapter, ranks):
+    made = {"a": adapter(1, ranks[0]), "b": adapter(2, ranks[1])}
+    first, second = directories(*made.values())
+    wanted = added([(0.5, deltas(first)), (0.5, deltas(second))])
+    folder, _ = concatenated(made, {"a": 0.5, "b": 0.5})
+    assert far(deltas(folder), wanted) < 1e-6
+
+    def mean(one, two, dimension):
+        shape = list(one.shape)
+        shape[dimension] = max(one.shape[dimension], two.shape[dimension])
+        total = torch.zeros(shape, dtype=torch.float64)
+        for each in (one, two):
+            total.narrow(dimension, 0, each.shape[dimension]).add_(each, alpha=0.5)
+        return total
+
     one, two = factors_of(first), factors_of(second)
-    averaged = {
-        path: 2.0 * ((one[path].b + two[path].b) / 2).double() @ ((one[path].a + two[path].a) / 2).double()
-        for path in one
-    }
+    assert one.keys() == two.keys() == wanted.keys()
+    assert {one[path].scale for path in one} == {two[path].scale for path in two} == {2.0}
+    averaged = {path: 2.0 * mean(one[path].b, two[path].b, 1) @ mean(one[path].a, two[path].a, 0) for path in one}
+    assert {each.shape[0] for each in (mean(one[path].a, two[path].a, 0) for path in one)} == {max(ranks)}
     assert far(averaged, wanted) > 0.5
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
+from graftline.stages import Llm
 from graftline.stages.errors import MissingColumn
+from graftline.stages.score import Perplexity
 from graftline.stages.select import Grape
 
 HAS = {"logprob_mean": "float64", "verified": "int64"}
@@ -83,15 +89,52 @@ def test_what_a_prompt_is(chosen: Any) -> None:
     assert [id for id, why in chosen(rows).items() if not why] == ["a", "c", "d", "f"]
 
 
-def test_the_style_of_the_model_is_picked(chosen: Any) -> None:
-    """100 prompts, one response in the model's style: it is likelier by a margin, and always picked."""
-    draw = random.Random(0)
-    rows = [
-        row(f"{number:03}{style}", f"q{number}", draw.gauss(-1.0 if style == "a" else -3.0, 0.3))
-        for number in range(100)
-        for style in "ab"
-    ]
-    assert sum(id.endswith("a") for id, why in chosen(rows).items() if not why) >= 95
+STYLES = {"kind": "dear friend, this is about {}, with love", "curt": "REFUSED. See {}. Case closed!"}
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> Any:
+    """Makes a context with the tiny model, after a few steps on answers of a style."""
+    from graftline.stages.lm import tiny
+    from graftline.stages.lm.chat import render_supervised
+    from graftline.stages.lm.open import open_engine
+
+    tiny.write(tmp_path)
+
+    def teach(style: str) -> Any:
+        engine: Any = open_engine(Llm("tiny", engine="generate", dtype="float32"), tmp_path)
+        model = engine.loaded.model
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        for step in range(12):
+            turns = row("", f"question {step}", None)["messages"][:1]
+            turns += [{"role": "assistant", "content": STYLES[style].format(f"thing {step}")}]
+            ids, trained = render_supervised(engine.loaded.tokenizer, turns)
+            labels = torch.tensor([[token if on else -100 for token, on in zip(ids, trained, strict=True)]])
+            model(torch.tensor([ids]), labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return SimpleNamespace(engine=lambda asked: contextlib.nullcontext(engine))
+
+    return teach
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_style_of_the_model_is_picked(chosen: Any, taught: Any, given_rows: Any, table: Any, style: str) -> None:
+    """A model that learned one of two styles finds it likelier, on questions it never saw, whichever it was."""
+    rows = []
+    for number in range(20):
+        for name, answer in STYLES.items():
+            asked = row(f"{number:02} {name}", f"what of matter {number}?", None)
+            rows.append({**asked, "messages": [asked["messages"][0], {"role": "assistant", "content":
+                         answer.format(f"matter {number}")}]})  # fmt: skip
+    scorer = Perplexity(rows=given_rows(), model=Llm("tiny"))
+    means = scorer.score_rows(table(rows, **HAS), taught(style))["logprob_mean"]
+    by_id = dict(zip(sorted(each["id"] for each in rows), means, strict=True))
+    scored = [{**each, "logprob_mean": by_id[each["id"]]} for each in rows]
+    kept = [id for id, why in chosen(scored).items() if not why]
+    assert len(kept) == 20 and sum(id.endswith(style) for id in kept) >= 19
 
 
 def test_the_column_is_asked_for_by_name(given_rows: Any) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from graftline.stages.sweep.proxies import Desk
+from graftline.stages.sweep.proxies import Desk, Trouble
 
 
 def held(talk: Coroutine[Any, Any, Any]) -> Any:
@@ -48,3 +48,9 @@ def test_what_is_no_trials_own_ends_the_experiment() -> None:
         assert await desk.has_failed() and await desk.hear("t") == ({}, True)
 
     held(talk())
+
+
+def test_a_trial_is_ended_at_the_first_evaluation_at_or_after_a_step() -> None:
+    ends = Trouble(None, until=4)
+    assert [ends("t", {"step": step}) for step in (0, 3, 4, 6)] == [False, False, True, True]
+    assert not Trouble(None)("t", {"step": 10**9})

@@ -65,3 +65,7 @@ def test_a_report_comes_too_late(pipe: Any) -> None:
 def test_what_an_own_scheduler_must_say_is_named() -> None:
     with pytest.raises(NotImplementedError, match=r"Scheduler\.for_tune"):
         Scheduler().for_tune()
+    with pytest.raises(NotImplementedError, match=r"Scheduler\.rungs"):
+        Scheduler().rungs()
+    with pytest.raises(NotImplementedError, match=r"Scheduler\.go_on"):
+        Scheduler().go_on([0.5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from types import SimpleNamespace
@@ -124,8 +125,10 @@ def test_a_trials_curve_is_what_it_logged_of_the_metric(pipe: Any) -> None:
     stage = ranks(pipe, 4)
     (point,) = stage.points()
     logged = [{"step": 1, "loss": 9.0}, {"step": 2, "eval_loss": 4.0}, {"step": 5, "loss": 1.0, "eval_loss": 2.0}]
+    logged += [{"step": 6, "eval_loss": None}]
     made = SimpleNamespace(metrics={"eval_loss": 2.0}, lines=lambda name: logged if name == "log.jsonl" else [])
-    assert one(stage, stage.trial(point), lambda wanted: made).curve == ((2, 4.0), (5, 2.0))
+    *curve, (step, value) = one(stage, stage.trial(point), lambda wanted: made).curve
+    assert curve == [(2, 4.0), (5, 2.0)] and step == 6 and math.isnan(value), "the store has null for NaN"
 
 
 def test_the_best_so_far_is_of_full_trials_alone(pipe: Any) -> None:

@@ -306,12 +306,6 @@ def test_small_updates_add_up_in_fp32_masters(run, llama):
     assert lost.any() and (moved[lost] > 1.5e-5).any()
 
 
-def test_fp32_parameters_are_their_own_masters(llama):
-    attached = Lora(rank=2).attach(llama(), {}, 0)
-    masters = masters_of(attached)
-    assert all(masters[name] is each for name, each in attached.parameters.items())
-
-
 # --- what plugs may ask of it -----------------------------------------------------------------------------------
 
 

@@ -249,7 +249,12 @@ def pipeline(tmp_path, tiny_directory):
     from graftline.stages.train.build import build
 
     build(tiny_directory / "model", "float32", train.Float(), train.Lora(), 0, "cpu")
-    return lambda made, store: run(made, str(tmp_path / store), base=tmp_path, name="p", address="here")["result"]
+
+    def go(made, store):
+        return run(made, str(tmp_path / store), base=tmp_path, name="p", address="here")["result"]
+
+    go(Llm("tiny"), "imports")
+    return go
 
 
 def test_what_has_the_same_name_is_not_resumed(pipeline, tmp_path):
@@ -268,3 +273,19 @@ def test_what_has_the_same_name_is_not_resumed(pipeline, tmp_path):
     made = pipeline(other, "store")
     assert [line["step"] for line in made.lines("log.jsonl") if "lr" in line] == [1, 2, 3, 4]
     assert made.digest == pipeline(other, "fresh").digest
+
+
+def test_from_equal_rows_equal_adapters(pipeline, tmp_path):
+    """Two fresh stores make the same adapter, bit for bit; a single other answer makes another."""
+    from graftline.stages import read
+
+    def made(store, last):
+        answers = ("a", "b", "a", last)
+        lines = [{"prompt": f"the water is cold {place}", "completion": each} for place, each in enumerate(answers)]
+        (tmp_path / f"{last}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return pipeline(stage(rows=read.Jsonl(path=f"{last}.jsonl"), steps=1, **QUICK), store)
+
+    one, other, changed = made("one", "b"), made("other", "b"), made("one", "a")
+    assert one.path != other.path, "each was made"
+    assert one.metrics["adapter_digest"] == other.metrics["adapter_digest"] != changed.metrics["adapter_digest"]
+    assert one.digest == other.digest != changed.digest

@@ -1,0 +1,85 @@
+"""SwiGLU: silu(gate) · up, and what flows back to both.
+
+On a CPU one function gains nothing on torch's own three (1.14 instead of 1.16 ms for [352, 1536] in bf16, forward and
+back on one thread; keeping less and computing silu again takes 1.48 [measured]), so the reference is torch's graph. On
+a GPU the twin reads gate and up once each way and keeps no silu.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from graftline.kernels.twin import blocks, compiled, jit, tl
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """The product; both get gradients.
+
+    Args:
+        gate: of any shape; `up`: of the same.
+    """
+    if not compiled(gate):
+        return swiglu_torch(gate, up)
+    output: Tensor = _Swiglu.apply(gate, up)
+    return output
+
+
+def swiglu_torch(gate: Tensor, up: Tensor) -> Tensor:
+    return silu(gate) * up
+
+
+class _Swiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return swiglu_triton(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return swiglu_backward_triton(gradient, *ctx.saved_tensors)
+
+
+SIZE = 1024
+"""Numbers of one program."""
+
+
+def swiglu_triton(gate: Tensor, up: Tensor) -> Tensor:
+    """`swiglu_torch`."""
+    gate, up = gate.contiguous(), up.contiguous()
+    output = torch.empty_like(gate)
+    _forward[(blocks(gate.numel(), SIZE),)](gate, up, output, gate.numel(), SIZE=SIZE)
+    return output
+
+
+def swiglu_backward_triton(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """What flows back to gate and up."""
+    gradient, gate, up = gradient.contiguous(), gate.contiguous(), up.contiguous()
+    of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
+    _backward[(blocks(gate.numel(), SIZE),)](gradient, gate, up, of_gate, of_up, gate.numel(), SIZE=SIZE)
+    return of_gate, of_up
+
+
+@jit
+def _forward(gate, up, output, count, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    inside = place < count
+    g = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(output + place, (g * tl.sigmoid(g) * u).to(output.dtype.element_ty), mask=inside)
+
+
+@jit
+def _backward(gradient, gate, up, of_gate, of_up, count, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    inside = place < count
+    back = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(up + place, mask=inside, other=0.0).to(tl.float32)
+    open_ = tl.sigmoid(g)
+    tl.store(of_up + place, (back * g * open_).to(of_up.dtype.element_ty), mask=inside)
+    slope = open_ * (1 + g * (1 - open_))
+    tl.store(of_gate + place, (back * u * slope).to(of_gate.dtype.element_ty), mask=inside)

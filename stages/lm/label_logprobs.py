@@ -1,0 +1,82 @@
+"""The log-probability of given tokens at given places, without the logits of all of them at once."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def label_logprobs(
+    model: nn.Module,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    places: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The log-probability of each label [labels], fp32, in packed rows of tokens.
+
+    Restarted positions, no mask and no cache: only so does transformers keep packed rows apart.
+
+    Args:
+        input_ids: [1, tokens]; `position_ids` likewise, restarted at each row.
+        places: [labels], where each is predicted.
+        mask: [1, 1, tokens, tokens], where the positions do not say who sees whom.
+    """
+    from torch.nn.functional import cross_entropy
+
+    from graftline.kernels.linear_cross_entropy import linear_cross_entropy
+
+    given: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+    if mask is not None:
+        given["attention_mask"] = mask
+    weight = head_weight(model)
+    if weight is None:
+        slices = "logits_to_keep" in inspect.signature(model.forward).parameters
+        logits = model(**given, **({"logits_to_keep": places} if slices else {})).logits[0]
+        return -cross_entropy((logits if slices else logits[places]).float(), labels, reduction="none")
+    body: Any = model
+    hidden = body.base_model(**given).last_hidden_state[0, places]
+    return linear_cross_entropy(hidden, weight, labels)[0]
+
+
+def head_weight(model: nn.Module) -> Tensor | None:
+    """The weight of an output head that is all that stands between a model's last hidden states and its logits; None
+    where there is more: a bias, a cap, a scale, an adapter or a hook on the head, a model of one's own."""
+    import torch
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel) or not type(model).__module__.startswith("transformers."):
+        return None
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.bias is not None:
+        return None
+    if any(each._forward_hooks or each._forward_pre_hooks for each in (model, head)):
+        return None
+    if model not in _PLAIN:
+        _PLAIN[model] = _is_plain(model, head)
+    return head.weight if _PLAIN[model] else None
+
+
+_PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _is_plain(model: Any, head: nn.Linear) -> bool:
+    """Whether the model's logits are the head's product, to the bit, on three tokens."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            ids = torch.arange(3, device=head.weight.device)[None] % head.out_features
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            if hidden.dtype != head.weight.dtype:
+                return False
+            return torch.equal(model(input_ids=ids, use_cache=False).logits, head(hidden))
+    finally:
+        model.train(training)

@@ -1,0 +1,73 @@
+"""Log-probabilities of labels are the whole logits', whatever kind of head the model has."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from graftline.stages.lm.label_logprobs import head_weight, label_logprobs
+
+PLAIN, MORE = ("llama", "qwen2", "gpt2"), ("granite", "cohere")
+
+
+def made(kind, dtype=torch.float32, **changed):
+    config = AutoConfig.for_model(
+        kind, vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0, logits_scaling=3.0, **changed,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype).eval()
+    model.config.use_cache = False
+    return model
+
+
+def asked():
+    ids = torch.randint(1, 50, (1, 17), generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(9), torch.arange(8)])[None]
+    places = torch.tensor([2, 3, 7, 9, 15])
+    return {"input_ids": ids, "position_ids": positions}, places, ids[0, places + 1]
+
+
+@pytest.mark.parametrize("kind", [*PLAIN, *MORE])
+def test_they_are_those_of_the_whole_logits(kind):
+    model, (given, places, labels) = made(kind), asked()
+    assert (head_weight(model) is not None) == (kind in PLAIN)
+    gradients = []
+    for found in (
+        label_logprobs(model, given["input_ids"], given["position_ids"], places, labels),
+        torch.log_softmax(model(**given, use_cache=False).logits[0, places], -1).gather(1, labels[:, None])[:, 0],
+    ):
+        gradients.append([found.detach(), *torch.autograd.grad(found.sum(), list(model.parameters()))])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plain_head_is_known_in_either_number_format(dtype):
+    model = made("llama", dtype).train()
+    assert head_weight(model) is model.lm_head.weight and model.training
+
+
+def test_what_stands_between_hidden_states_and_logits_is_seen():
+    """A bias, a head that is adapted, a hook, a model that is not transformers' own."""
+
+    class Own(torch.nn.Module):
+        pass
+
+    biased, adapted, hooked, heard = (made("llama") for _ in range(4))
+    biased.lm_head = torch.nn.Linear(32, 50)
+    adapted.lm_head = type("Adapted", (torch.nn.Linear,), {})(32, 50, bias=False)
+    hooked.register_forward_hook(lambda *_: None)
+    heard.lm_head.register_forward_hook(lambda *_: None)
+    for model in (biased, adapted, hooked, heard, Own(), type("OwnLlama", (type(biased),), {})(biased.config)):
+        assert head_weight(model) is None
+
+
+def test_what_is_trained_gets_the_gradient():
+    """With a frozen head, nothing but what is below it."""
+    model, (given, places, labels) = made("llama"), asked()
+    model.requires_grad_(False)
+    model.model.layers[1].mlp.up_proj.weight.requires_grad_()
+    label_logprobs(model, given["input_ids"], given["position_ids"], places, labels).sum().backward()
+    assert [name for name, each in model.named_parameters() if each.grad is not None] == [
+        "model.layers.1.mlp.up_proj.weight"
+    ]
