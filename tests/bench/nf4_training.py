@@ -87,7 +87,7 @@ def rows(directory: Path) -> PreparedRows:
 
 def measured(directory: Path, dtype: str, peers: Mapping[str, Iterator[int]], steps: int) -> dict[str, list[float]]:
     """Tokens a second of each step of our loop (`own`) and of the peers, who have their turn before each of its."""
-    from graftline.stages.train import AdamW, Lora, Nf4, Sft, Shuffled
+    from graftline.stages.train import AdamW, Lora, Nf4, Sft, Shuffled, Train
     from graftline.stages.train.build import build
     from graftline.stages.train.collectives import Alone
     from graftline.stages.train.loop import Settings, train
@@ -120,7 +120,9 @@ def measured(directory: Path, dtype: str, peers: Mapping[str, Iterator[int]], st
 
     attached = build(directory, dtype, Nf4(), Lora(rank=RANK), 0, "cpu")
     plan = Turns(Shuffled().start(len(table), BATCH, 0), BATCH, steps * BATCH)
-    settings = Settings(steps=steps, seed=0, bin_tokens=512, eval_every=0, checkpoint_every=10**9)
+    settings = Settings(
+        steps=steps, seed=0, bin_tokens=Train.model_fields["bin_tokens"].default, eval_every=0, checkpoint_every=10**9
+    )
     reporter: Any = Silent()
     train(attached, Sft(), AdamW(lr=1e-4), plan, table, None, settings, reporter, Alone())
     return speeds

@@ -140,7 +140,17 @@ def test_factors_that_fit_nowhere_are_refused(adapters, make_adapter, change, co
     assert held(adapters) == 0
 
 
-@pytest.mark.parametrize("setting", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"use_dora": True},
+        {"bias": "all"},
+        {"modules_to_save": ["lm_head"]},
+        {"lora_bias": True},
+        {"layer_replication": [[0, 2]]},  # which PEFT itself merges into another model
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
 def test_what_is_not_base_plus_ba_is_refused(adapters, make_adapter, setting):
     directory = make_adapter(1, 4)
     file = directory / "adapter_config.json"
