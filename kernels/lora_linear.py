@@ -11,7 +11,7 @@ together, 3.3 one by one, 3.6 as autograd has it; q, k and v 2.0, 2.5 and 2.4; a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,8 @@ class _LoraLinear(torch.autograd.Function):
                 continue
             gradient = gradient.reshape(-1, gradient.shape[-1])
             if for_factors[2 * index + 1]:
-                found[2 * index + 1] = (gradient.t() @ lows[index]).mul_(layer.scale)
+                # Not gradientᵀ low: 420 µs instead of 113 for [376, 1536] and rank 16, in fp32 with AVX2 [measured].
+                found[2 * index + 1] = (lows[index].t() @ gradient).mul_(layer.scale).t()
             if for_x or for_factors[2 * index]:
                 parts.append((gradient @ factors[2 * index + 1]).mul_(layer.scale))
                 used.append((index, gradient))
@@ -140,21 +141,48 @@ def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([*parts], dim)
 
 
+ROWS = 512
+"""Rows of a product on a CPU. Given 545 to 1,200 rows and a weight about as wide, oneDNN uses one thread of two: [1024,
+1536] by [1536, 576] takes 1.75 ms at once and 0.95 in halves, and the low-rank sum finds the half in the cache."""
+
+
+def row_blocks(rows: Tensor) -> Iterator[slice]:
+    """Rows to multiply at a time, in blocks of like size."""
+    count = -(-len(rows) // ROWS) if rows.device.type == "cpu" else 1
+    for index in range(count):
+        yield slice(len(rows) * index // count, len(rows) * (index + 1) // count)
+
+
 def _frozen(rows: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    return nf4_linear(rows, weight, bias) if isinstance(weight, Nf4) else linear(rows, weight(), bias)
+    if isinstance(weight, Nf4):
+        return nf4_linear(rows, weight, bias)
+    held = weight()
+    if len(rows) <= ROWS:
+        return linear(rows, held, bias)
+    return torch.cat([linear(rows[own], held, bias) for own in row_blocks(rows)])
 
 
 def _forward(rows: Tensor, layer: LoraLayer, low: Tensor, b: Tensor) -> Tensor:
     if isinstance(layer.weight, Nf4):
         return nf4_linear(rows, layer.weight, layer.bias, low, b, layer.scale)
-    return linear(rows, layer.weight(), layer.bias).addmm_(low, b.t(), alpha=layer.scale)
+    weight = layer.weight()
+    output = rows.new_empty(len(rows), len(weight))
+    for own in row_blocks(rows):
+        if layer.bias is None:
+            torch.mm(rows[own], weight.t(), out=output[own])
+        else:
+            torch.addmm(layer.bias, rows[own], weight.t(), out=output[own])
+        output[own].addmm_(low[own], b.t(), alpha=layer.scale)
+    return output
 
 
 def _add_backward(of_x: Tensor, gradient: Tensor, weight: Weight) -> None:
     if isinstance(weight, Nf4):
         of_x.add_(nf4_linear_backward(gradient, weight))
-    else:
-        of_x.addmm_(gradient, weight())
+        return
+    held = weight()
+    for own in row_blocks(of_x):
+        of_x[own].addmm_(gradient[own], held)
 
 
 FUSED_ROWS, FUSED_RANK = 16, 128

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,17 +47,17 @@ class Attention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
+        kept: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        """`kept`: the tokens whose output is asked for (None: all)."""
         own: Any = self
         attend = ALL_ATTENTION_FUNCTIONS.get(own.config._attn_implementation)
         size = own.head_dim
         if past_key_values is not None or attend is None or position_embeddings is None or _few(hidden_states, 64):
             given = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
-            output: tuple[Tensor, Tensor | None] = super().forward(
-                hidden_states, attention_mask=attention_mask, **given, **kwargs
-            )
-            return output
+            output, weights = super().forward(hidden_states, attention_mask=attention_mask, **given, **kwargs)
+            return output if kept is None else output[:, kept], weights
         rows, tokens, _ = hidden_states.shape
         query, key, value = (
             each(hidden_states).view(rows, tokens, -1, size) for each in (own.q_proj, own.k_proj, own.v_proj)
@@ -69,7 +71,8 @@ class Attention(nn.Module):
             scaling=own.scaling,
             **kwargs,
         )
-        return own.o_proj(seen.reshape(rows, tokens, -1)), weights
+        seen = seen.reshape(rows, tokens, -1)
+        return own.o_proj(seen if kept is None else seen[:, kept]), weights
 
 
 class Mlp(nn.Module):
@@ -81,6 +84,40 @@ class Mlp(nn.Module):
         return output
 
 
+class Layer(nn.Module):
+    """Llama's layer of attention and MLP. Asked for some tokens alone, which is all that the last layer is asked for
+    where few are trained on, it computes no other's MLP."""
+
+    kept: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        own: Any = self
+        kept, output = self.kept, hidden_states
+        if kept is None:
+            output = super().forward(hidden_states, **kwargs)
+            return output
+        attended, _ = own.self_attn(hidden_states=own.input_layernorm(hidden_states), kept=kept, **kwargs)
+        attended = hidden_states[:, kept] + attended
+        output = attended + own.mlp(own.post_attention_layernorm(attended))
+        return output
+
+
+@contextlib.contextmanager
+def asked_for(body: nn.Module, places: Tensor) -> Iterator[bool]:
+    """Have a model without head answer with these tokens' hidden states alone [1, places, n], if it can; whether it
+    does."""
+    layers: Any = getattr(body, "layers", None) or [None]
+    last = layers[-1]
+    able = isinstance(last, Layer) and isinstance(last.self_attn, Attention)
+    if able:
+        last.kept = places
+    try:
+        yield able
+    finally:
+        if able:
+            last.kept = None
+
+
 @functools.cache
 def as_subclass(kind: type[nn.Module], ours: type[nn.Module]) -> type[nn.Module]:
     """Our forward pass on a class of transformers'."""
@@ -90,6 +127,7 @@ def as_subclass(kind: type[nn.Module], ours: type[nn.Module]) -> type[nn.Module]
 KNOWN = {
     **{f"{name}RMSNorm": Norm for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Granite", "Phi3")},
     **{f"{name}Attention": Attention for name in ("Llama", "Mistral", "Qwen2")},
+    **{f"{name}DecoderLayer": Layer for name in ("Llama", "Mistral", "Qwen2")},
     **{f"{name}MLP": Mlp for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Granite")},
 }
 """transformers' classes whose forward pass is what ours computes: a test compares each."""

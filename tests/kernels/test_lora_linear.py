@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from graftline.kernels import nf4
-from graftline.kernels.lora_linear import LoraLayer, add_low_rank, add_low_rank_triton, frozen_linear, lora_linear
+from graftline.kernels.lora_linear import (
+    LoraLayer,
+    add_low_rank,
+    add_low_rank_triton,
+    frozen_linear,
+    lora_linear,
+    row_blocks,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SCALES = (0.7, 2.0, 1.3)
@@ -75,6 +82,23 @@ def test_it_is_the_sum_and_so_are_its_gradients(dtype, tolerance, bias, count):
     for name in trained(fused):
         assert fused[name].grad.dtype == dtype and fused[name].grad.shape == fused[name].shape
         torch.testing.assert_close(fused[name].grad.double(), exact[name].grad, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_may_be_more_than_a_block(bias, monkeypatch):
+    """Cut in blocks of like size, every row is computed once."""
+    monkeypatch.setattr("graftline.kernels.lora_linear.ROWS", 4)
+    given, whole = drawn(3, bias=bias), drawn(3, bias=bias)
+    assert [block.stop - block.start for block in row_blocks(given["x"].view(-1, 8))] == [3, 3, 4]
+    for each in (given, whole):
+        for name in trained(each):
+            each[name].requires_grad_()
+    sum(each.square().sum() for each in lora_linear(given["x"], layers(given))).backward()
+    sum(each.square().sum() for each in reference(whole)).backward()
+    for name in trained(given):
+        torch.testing.assert_close(given[name].grad, whole[name].grad, atol=1e-9, rtol=1e-9)
+    frozen = frozen_linear(given["x"], lambda: given["w0"], given.get("bias0"))
+    torch.testing.assert_close(frozen, torch.nn.functional.linear(given["x"], given["w0"], given.get("bias0")))
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -1,9 +1,12 @@
 """Which modules of transformers' models are replaced; what they compute is compared in test_faster.py."""
 
-from graftline.stages.lm.faster import faster
-from graftline.stages.lm.faster_modules import KNOWN, Attention, Mlp, Norm
+import pytest
+import torch
 
-from .test_faster import KINDS, made
+from graftline.stages.lm.faster import faster
+from graftline.stages.lm.faster_modules import KNOWN, Attention, Layer, Mlp, Norm, asked_for
+
+from .test_faster import KINDS, made, packed
 
 
 def test_what_is_known_is_replaced_and_nothing_else():
@@ -33,3 +36,35 @@ def test_every_class_we_know_is_there():
     """A class that transformers renames would silently be left as it is."""
     seen = {type(module).__name__ for kind in KINDS for module in made(kind).modules()}
     assert set(KNOWN) <= seen
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_asked_for_some_tokens_the_last_layer_computes_no_other(kind):
+    """Values and gradients are those of all tokens, chosen afterwards."""
+    model, places = made(kind), torch.tensor([20, 3, 3, 11])
+    faster(model)
+    results = []
+    for some in (True, False):
+        model.zero_grad()
+        if some:
+            with asked_for(model.model, places) as able:
+                hidden = model.model(**packed()).last_hidden_state
+            assert able and hidden.shape == (1, 4, 32)
+        else:
+            hidden = model.model(**packed()).last_hidden_state[:, places]
+        hidden.square().sum().backward()
+        results.append([hidden.detach(), *(each.grad for each in model.model.parameters())])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_was_asked_is_forgotten_and_other_kinds_of_model_are_left():
+    model, other = made("llama"), made("gemma")
+    faster(model)
+    faster(other)
+    with pytest.raises(RuntimeError, match="stop"), asked_for(model.model, torch.tensor([1])):
+        raise RuntimeError("stop")
+    last = model.model.layers[-1]
+    assert isinstance(last, Layer) and last.kept is None
+    with asked_for(other.model, torch.tensor([1])) as able:
+        assert not able

@@ -1,9 +1,12 @@
 """Log-probabilities of labels are the whole logits', whatever kind of head the model has."""
 
+import functools
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from graftline.stages.lm.faster import faster
 from graftline.stages.lm.label_logprobs import head_weight, label_logprobs
 
 PLAIN, MORE = ("llama", "qwen2", "gpt2"), ("granite", "cohere")
@@ -71,3 +74,24 @@ def test_what_is_trained_gets_the_gradient():
     assert [name for name, each in model.named_parameters() if each.grad is not None] == [
         "model.layers.1.mlp.up_proj.weight"
     ]
+
+
+def test_products_are_of_few_sizes_in_bf16(monkeypatch):
+    """The tokens are lengthened by some that nothing sees: values and gradients are those of the whole logits."""
+    model = made("llama", torch.bfloat16)
+    faster(model)
+    lengths, places = (90, 61), torch.tensor([3, 50, 88, 95, 120, 149])
+    ids = torch.randint(1, 50, (1, sum(lengths)), generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    sizes = []
+    monkeypatch.setattr(model.model.embed_tokens, "forward", lambda given: sizes.append(given.shape) or embed(given))
+    embed = functools.partial(torch.nn.functional.embedding, weight=model.model.embed_tokens.weight)
+    found = label_logprobs(model, ids, positions, places, ids[0, places + 1])
+    assert sizes[-1] == (1, 160) and found.shape == (6,)
+    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, places].float()
+    expected = torch.log_softmax(logits, -1).gather(1, ids[0, places + 1, None])[:, 0]
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0.03)
+    for one, other in zip(
+        *(torch.autograd.grad(each.sum(), list(model.parameters())) for each in (found, expected)), strict=True
+    ):
+        assert (one.float() - other.float()).norm() < 0.05 * other.float().norm()
