@@ -17,6 +17,7 @@ One round with transformers' three batch sizes takes NN minutes on 2 threads; `-
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -134,7 +135,7 @@ def distilabel_of(
         if line is None:
             raise SystemExit("distilabel ended without an answer: its error is above")
         texts = json.loads(line.removeprefix("ANSWERS "))["texts"]
-        found = dict(zip((place for part in parts for place in part), (text for part in texts for text in part)))
+        found = dict(zip(itertools.chain(*parts), itertools.chain(*texts), strict=True))
         return [found[place] for place in places]
 
     return ask

@@ -22,9 +22,7 @@ def main() -> None:
         for part in job["parts"]:
             asked = [[{"role": "user", "content": text}] for text in part["prompts"]]
             # Greedy: its own defaults draw at temperature 0.1 with a penalty on repetition.
-            answers = llm.generate(
-                inputs=asked, max_new_tokens=part["limit"], do_sample=False, repetition_penalty=1.0
-            )
+            answers = llm.generate(inputs=asked, max_new_tokens=part["limit"], do_sample=False, repetition_penalty=1.0)
             texts.append([each["generations"][0] for each in answers])
         print("ANSWERS", json.dumps({"texts": texts, "dtype": str(llm._pipeline.model.dtype)}), flush=True)
 
