@@ -67,7 +67,7 @@ def test_every_request_attends_to_itself(new, whole, heads):
 
 
 def test_one_long_request_does_not_pad_all_others():
-    heads, whole = 2, [600, *[20] * 9]
+    heads, whole = 2, [3000, *[20] * 9]
     cache = Paged(*torch.randn(2, sum(whole), heads, 8))
     segment_attention(
         Layer(), torch.randn(1, 6, 10, 8), torch.randn(1, 2, 10, 8), torch.randn(1, 2, 10, 8), None, scaling=0.3,
