@@ -63,16 +63,19 @@ class LocalEngine:
         asked = [(request, *self.loaded.ask(request, self._cache_tokens)) for request in requests]
         events: queue.SimpleQueue[Pending] = queue.SimpleQueue()
         flying: list[Pending] = []
+        # The longest answers first: begun last, they would be computed in batches that empty.
+        order = sorted(range(len(asked)), key=lambda place: -asked[place][2].limit)
         try:
-            for request, ids, turn in asked:
-                flying.append(self._submit(request, ids, turn, events, streaming=False))
+            for place in order:
+                flying.append(self._submit(*asked[place], events, streaming=False))
             left = len(flying)
             while left:
                 answer = self._settled(self._hear(events, flying))
                 left -= 1
                 if on_answer is not None:
                     on_answer(answer)
-            return [self._settled(pending) for pending in flying]
+            answers = dict(zip(order, map(self._settled, flying), strict=True))
+            return [answers[place] for place in range(len(asked))]
         finally:
             for pending in flying:
                 self._forget(pending)
