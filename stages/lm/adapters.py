@@ -12,12 +12,22 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from graftline.kernels.grouped_lora import BASE, Factors, Segment, grouped_lora, segment
+from graftline.kernels.grouped_lora import (
+    BASE,
+    Factors,
+    Segment,
+    Stack,
+    grouped_lora,
+    others,
+    segment,
+    stack,
+    stacked_lora,
+)
 from graftline.stages.errors import AdapterMismatch, FileMissing
 from graftline.stages.lm.held import held_of
 from graftline.stages.lm.load import refuse_other_base
@@ -32,11 +42,12 @@ class Routing(threading.local):
     def __init__(self) -> None:
         self.slots: tuple[int, ...] = ()
         self.segments: dict[int, tuple[Segment, ...]] = {}
+        self.not_own: dict[Any, torch.Tensor] = {}
 
     def use(self, slots: Sequence[int]) -> None:
         """Say it for the passes to come: one slot a token, or one a row where rows are equally long; () = the base."""
         self.slots = () if all(slot == BASE for slot in slots) else tuple(slots)
-        self.segments = {}
+        self.segments, self.not_own = {}, {}
 
     def of(self, tokens: int, device: torch.device) -> tuple[Segment, ...]:
         """The segments of a pass over so many tokens."""
@@ -49,6 +60,14 @@ class Routing(threading.local):
             self.segments[tokens] = segment([slot for slot in self.slots for _ in range(each)], device)
         return self.segments[tokens]
 
+    def others(self, tokens: int, stacked: Stack) -> torch.Tensor:
+        """What of a stack is not a token's own: the same for all layers whose adapters have these ranks."""
+        key = tokens, *stacked.ranks.items()
+        if key not in self.not_own:
+            slots = [slot for slot in self.slots for _ in range(tokens // len(self.slots))]
+            self.not_own[key] = others(slots, stacked.ranks)
+        return self.not_own[key]
+
 
 class GroupedLora(nn.Module):
     """A linear layer, and on top of it every token's own adapter."""
@@ -58,6 +77,7 @@ class GroupedLora(nn.Module):
         self.linear = linear
         self.routing = routing
         self.factors: dict[int, Factors] = {}
+        self._stacked: Stack | None = None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -66,9 +86,29 @@ class GroupedLora(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.linear(x)
         segments = self.routing.of(x.shape[:-1].numel(), x.device)
-        if segments:
-            grouped_lora(output.view(-1, output.shape[-1]), x.reshape(-1, x.shape[-1]), self.factors, segments)
+        if not segments:
+            return output
+        flat, rows = output.view(-1, output.shape[-1]), x.reshape(-1, x.shape[-1])
+        used = [each.slot for each in segments if each.slot in self.factors]
+        stacked = self._stack(used) if len(used) > 1 and not torch.is_grad_enabled() else None
+        if stacked is None:
+            grouped_lora(flat, rows, self.factors, segments)
+        else:
+            stacked_lora(flat, rows, stacked, self.routing.others(len(rows), stacked))
         return output
+
+    def forget(self, slot: int) -> None:
+        self.factors.pop(slot, None)
+        self._stacked = None
+
+    def _stack(self, used: Sequence[int]) -> Stack | None:
+        """These adapters, and where they are not too many all others, as one. A slot is never given twice, so one that
+        has them all stays right while adapters come."""
+        if self._stacked is None or any(slot not in self._stacked.ranks for slot in used):
+            everyone = {slot: own for slot in list(self.factors) if (own := self.factors.get(slot)) is not None}
+            self._stacked = stack(everyone) or stack({slot: everyone[slot] for slot in used if slot in everyone})
+        stacked = self._stacked
+        return stacked if stacked is not None and all(slot in stacked.ranks for slot in used) else None
 
 
 class AdapterSet:
@@ -142,7 +182,7 @@ class AdapterSet:
         if slot is not None and self._users[slot] == 0:
             del self._users[slot]
             for layer in self._layers.values():
-                layer.factors.pop(slot, None)
+                layer.forget(slot)
 
     def _wrap(self, path: str) -> None:
         parent = self.model.get_submodule(path.rpartition(".")[0])

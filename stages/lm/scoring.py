@@ -22,7 +22,10 @@ from graftline.stages.lm.packed_attention import NAME as PACKED
 from graftline.stages.lm.segment_attention import NAME as SEGMENTS
 
 TOKENS = {"cpu": 512, "cuda": 8192}
-"""Tokens of a pass. On a CPU larger packs only lengthen the masked part of attention, which grows with the square."""
+"""Tokens of a pass with a mask. On a CPU larger packs only lengthen what it masks, which grows with the square."""
+TOKENS_APART = 2048
+"""Of a pass on a CPU whose rows are kept apart by their positions, without a mask: 1.17 times as fast as with 512 in
+bf16 with AMX on one thread; 1024 lies between [measured]."""
 
 
 @dataclass
@@ -93,7 +96,8 @@ def _score(loaded: Loaded, trees: Sequence[Tree], adapter: str | None) -> list[l
     slot = loaded.adapters.acquire(adapter)
     try:
         loaded.adapters.routing.use([slot])
-        for pack in _packs(trees, TOKENS.get(loaded.device.type, TOKENS["cpu"])):
+        tokens = TOKENS_APART if _apart(loaded, trees) else TOKENS.get(loaded.device.type, TOKENS["cpu"])
+        for pack in _packs(trees, tokens):
             found = iter(_forward(loaded, [trees[index] for index in pack]).tolist())
             for index in pack:
                 for (_, _, number), value in zip(trees[index].asked, found, strict=False):
@@ -134,10 +138,14 @@ def _forward(loaded: Loaded, trees: Sequence[Tree]) -> torch.Tensor:
 
     ids = tensor([[token for tree in trees for token in tree.ids]])
     positions = tensor([[position for tree in trees for position in tree.positions]])
-    packed = model.config._attn_implementation in (PACKED, SEGMENTS) and loaded.device.type == "cpu"
-    apart = packed and not any(any(tree.branches) for tree in trees)  # by their positions alone
-    mask = None if apart else _mask(trees, model.dtype).to(loaded.device)
+    mask = None if _apart(loaded, trees) else _mask(trees, model.dtype).to(loaded.device)
     return label_logprobs(model, ids, positions, tensor(places), tensor(targets), mask)
+
+
+def _apart(loaded: Loaded, trees: Sequence[Tree]) -> bool:
+    """Whether the tokens' positions alone say who sees whom, and need no mask."""
+    packed = loaded.model.config._attn_implementation in (PACKED, SEGMENTS) and loaded.device.type == "cpu"
+    return packed and not any(any(tree.branches) for tree in trees)
 
 
 def _mask(trees: Sequence[Tree], dtype: torch.dtype) -> torch.Tensor:

@@ -5,7 +5,18 @@ import pytest
 import torch
 
 from graftline.kernels import grouped_lora as kernel
-from graftline.kernels.grouped_lora import BASE, Factors, Segment, grouped_lora, mixture, segment
+from graftline.kernels.grouped_lora import (
+    BASE,
+    STACKED,
+    Factors,
+    Segment,
+    grouped_lora,
+    mixture,
+    others,
+    segment,
+    stack,
+    stacked_lora,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RANKS = {0: 4, 1: 16, 5: 1}
@@ -41,6 +52,32 @@ def test_equals_a_loop_over_tokens(slots):
     x, output = torch.randn(7, 24), torch.randn(7, 40)
     expected = one_by_one(output, x, known, slots)
     torch.testing.assert_close(grouped_lora(output.clone(), x, known, segment(slots)), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("slots", [[BASE] * 7, [0, 0, 0, 1, 1, BASE, 5], [5, 0, 1, 9, BASE, 5, 1]])
+def test_a_stack_equals_a_loop_over_tokens(slots):
+    known = {slot: factors(slot) for slot in RANKS}
+    x, output = torch.randn(7, 24), torch.randn(7, 40)
+    stacked = stack(known)
+    found = stacked_lora(output.clone(), x, stacked, others(slots, stacked.ranks))
+    torch.testing.assert_close(found, one_by_one(output, x, known, slots), atol=1e-4, rtol=1e-4)
+    based = [place for place, slot in enumerate(slots) if slot not in known]
+    assert torch.equal(found[based], output[based])
+
+
+def test_another_adapters_infinity_stays_its_own():
+    known = {slot: factors(slot) for slot in RANKS}
+    known[1] = Factors(known[1].a * 1e38, known[1].b, 1e38)
+    x, output = torch.randn(2, 24), torch.zeros(2, 40)
+    stacked = stack(known)
+    found = stacked_lora(output, x, stacked, others([0, 1], stacked.ranks))
+    assert bool(found[0].isfinite().all()) and not bool(found[1].isfinite().all())
+
+
+def test_one_adapter_or_too_many_are_not_stacked():
+    wide = Factors(torch.zeros(STACKED, 24), torch.zeros(40, STACKED), 1.0)
+    assert stack({0: factors(0)}) is None
+    assert stack({0: factors(0), 1: wide}) is None
 
 
 def test_a_layer_an_adapter_leaves_alone_is_left_alone():

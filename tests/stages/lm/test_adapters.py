@@ -57,6 +57,18 @@ def test_rows_of_one_batch_use_their_own(adapters, two_adapters):
     torch.testing.assert_close(mixed[1], logits(adapters, None, None)[1], atol=1e-4, rtol=1e-4)
 
 
+def test_an_adapter_that_comes_between_passes_is_used(adapters, two_adapters, make_adapter):
+    """Adapters of one pass are multiplied as one, which is kept for the next pass."""
+    for name, directory in two_adapters.items():
+        adapters.load(name, directory)
+    logits(adapters, "one", "two")
+    adapters.load("three", make_adapter(7, 4))
+    mixed = logits(adapters, "three", "two")
+    torch.testing.assert_close(mixed[0], logits(adapters, "three")[0], atol=1e-4, rtol=1e-4)
+    adapters.unload("one")
+    torch.testing.assert_close(logits(adapters, "three", "two"), mixed, atol=1e-4, rtol=1e-4)
+
+
 def test_the_base_is_untouched_to_the_bit(adapters, two_adapters):
     before = logits(adapters, None, None)
     adapters.load("one", two_adapters["one"])
