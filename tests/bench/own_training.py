@@ -1,0 +1,141 @@
+"""Our side of `train.py`: one job (a JSON file, see there) trained in this process, its figures as one JSON line.
+
+The loop is Train's, with Train's defaults; only its checkpoints and its log are left out. DPO's reference pass, which
+Train runs as a hidden stage before, is part of the time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from contextlib import nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from peers.memory import peak_kib
+
+PACKAGES = ("torch", "peft", "transformers", "bitsandbytes")
+SHOWN = ("loss", "logprob_chosen", "margin")
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    warnings.filterwarnings("ignore")
+    import torch
+
+    from graftline.stages.lm.load import probe_dtype, quietly
+
+    torch.set_num_threads(job["threads"])
+    dtype = job["dtype"] or probe_dtype()
+    rows = [json.loads(line) for line in Path(job["rows"]).read_text(encoding="utf-8").splitlines()]
+    with quietly():
+        before = reference(job, dtype, rows) if job["work"] == "dpo" else 0.0
+        seconds, numbers = trained(job, dtype, rows)
+    print(
+        json.dumps(
+            {
+                "seconds": before + seconds,
+                "reference_seconds": before,
+                "numbers": numbers,
+                "peak_kib": peak_kib(),
+                "settings": {"dtype": dtype},
+                "versions": {name: version(name) for name in PACKAGES},
+            }
+        )
+    )
+
+
+def reference(job: dict[str, Any], dtype: str, rows: list[dict[str, Any]]) -> float:
+    """The reference's log-probabilities, put into the rows as `ReferenceLogprobs` does. Seconds without the warm
+    rows'."""
+    import numpy as np
+    import torch
+
+    from graftline.stages.train import Float
+    from graftline.stages.train.build import build
+    from graftline.stages.train.pairs import answer_logprobs, pack_pairs
+    from graftline.stages.train.reference_logprobs import BaseAlone
+
+    model = build(Path(job["model"]), dtype, Float(), BaseAlone(), 0, "cpu").model.eval()
+    for place, row in enumerate(rows):
+        if place == job["warm"] * job["batch"]:
+            started = time.perf_counter()
+        arrays = {name: np.array(ids, dtype=np.int64) for name, ids in row.items() if name.endswith("_ids")}
+        with torch.no_grad():
+            sums, _ = answer_logprobs(model, pack_pairs([arrays]), 1)
+        row["reference_chosen"], row["reference_rejected"] = sums[0].tolist()
+    return time.perf_counter() - started
+
+
+def trained(job: dict[str, Any], dtype: str, rows: list[dict[str, Any]]) -> tuple[float, list[dict[str, float]]]:
+    """Seconds of the counted steps, and what each step logs."""
+    from graftline.stages.train import AdamW, Dpo, Float, Lora, Nf4, Sft, Train
+    from graftline.stages.train.build import build
+    from graftline.stages.train.collectives import Alone
+    from graftline.stages.train.loop import Settings, train
+    from graftline.stages.train.plugs import Drawn
+    from graftline.stages.train.source import IndexPlan
+
+    numbers: list[dict[str, float]] = []
+    clock: list[float] = []
+
+    class InOrder(Drawn):
+        """The rows as they come."""
+
+        def next_batch(self, step: int) -> tuple[list[int], list[float]]:
+            return list(range(step * job["batch"], (step + 1) * job["batch"])), [1.0] * job["batch"]
+
+    class Timed(IndexPlan):
+        """Looks at the clock after the last warm step and after the last."""
+
+        def published(self, step: int, attached: Any) -> None:
+            if step in (job["warm"], self.steps):
+                clock.append(time.perf_counter())
+
+    class Logged:
+        """No checkpoints; the log is kept."""
+
+        latest = staticmethod(lambda: nullcontext(None))
+        save = progress = staticmethod(lambda *_, **__: None)
+
+        @staticmethod
+        def log(step: int, **given: float) -> None:
+            if "loss" in given:
+                numbers.append({name: given[name] for name in SHOWN if name in given})
+
+    attached = build(
+        Path(job["model"]), dtype, Nf4() if job["work"] == "nf4" else Float(), Lora(rank=job["rank"]), 0, "cpu"
+    )
+    plan = Timed(InOrder(), job["batch"], len(rows))
+    settings = Settings(
+        steps=plan.steps,
+        seed=0,
+        bin_tokens=Train.model_fields["bin_tokens"].default,
+        eval_every=0,
+        checkpoint_every=10**9,
+    )
+    objective: Any = Dpo(beta=job["beta"]) if job["work"] == "dpo" else Sft()
+    optimizer = AdamW(lr=job["lr"], warmup=0, schedule="constant")
+    reporter: Any = Logged()
+    train(attached, objective, optimizer, plan, prepared(rows), None, settings, reporter, Alone())
+    return clock[1] - clock[0], numbers
+
+
+def prepared(rows: list[dict[str, Any]]) -> Any:
+    import pyarrow as pa
+
+    from graftline.stages.train.prepared import PreparedRows
+
+    kinds = {int: pa.int32(), bool: pa.bool_()}
+    columns: dict[str, Any] = {"id": [f"r{index:05d}" for index in range(len(rows))]}
+    for name, value in rows[0].items():
+        kind = pa.list_(kinds[type(value[0])]) if isinstance(value, list) else pa.float64()
+        columns[name] = pa.array([row[name] for row in rows], kind)
+    return PreparedRows(pa.table(columns))
+
+
+if __name__ == "__main__":
+    main()
