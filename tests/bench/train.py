@@ -26,7 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from peers.environment import CACHE, interpreter
+from peers.venv import DEFAULT, python_of
 
 HERE = Path(__file__).resolve().parent
 WARM, RANK, BATCH = 2, 16, 8
@@ -70,10 +70,10 @@ def main() -> None:
     parser.add_argument("--peer", default="default,best", help="which of TRL's settings, by name")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of both (default: as each chooses)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--peers", type=Path, default=CACHE, help="where their environments lie")
+    parser.add_argument("--peers", type=Path, default=DEFAULT, help="where their environments lie")
     given = parser.parse_args()
     names = given.peer.split(",")
-    python = interpreter("trl", given.peers)
+    python = python_of("trl", given.peers)
     with tempfile.TemporaryDirectory() as scratch:
         job, tokens = job_of(given, Path(scratch))
         turns: dict[str, list[dict[str, Any]]] = {name: [] for name in ("own", *names)}
