@@ -11,8 +11,8 @@ knows before how long an answer becomes. Tokens counted are those up to each row
 
     python tests/bench/generate.py [--against transformers|distilabel] [--batches 16 32 64] [--rounds N] [--prompts N]
 
-With `--prompts 64` a round takes some 4 minutes on 2 threads, and 256 prompts with `--batches 64 --default` (no unsorted
-batches) take 2.5; with `--against distilabel`, whose default takes rows one by one, 24 prompts are enough for one call.
+With `--prompts 64` a round takes some 4 minutes on 2 threads, 256 prompts with `--batches 64 --default` (no unsorted
+batches) 2.5. distilabel's default takes rows one by one: 24 prompts are enough for one call.
 `--equal N` compares N answers in fp32, where rounding decides no token.
 """
 
