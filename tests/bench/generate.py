@@ -11,8 +11,9 @@ knows before how long an answer becomes. Tokens counted are those up to each row
 
     python tests/bench/generate.py [--against transformers|distilabel] [--batches 16 32 64] [--rounds N] [--prompts N]
 
-One round with transformers' three batch sizes takes NN minutes on 2 threads; `--batches` with the best one and
-`--rounds 3` measure the ratio. `--equal N` compares N answers in fp32, where rounding decides no token.
+With `--prompts 64` a round takes some 4 minutes on 2 threads, 256 prompts with `--batches 64 --default` (no unsorted
+batches) 2.5. distilabel's default takes rows one by one: 24 prompts are enough for one call.
+`--equal N` compares N answers in fp32, where rounding decides no token.
 """
 
 from __future__ import annotations
