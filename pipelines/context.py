@@ -38,6 +38,10 @@ another process wants too, a thread then burns what its partner waits for. A mix
 beside one busy process: 9.4 ms with the default, 2.0 with this, 1.8 without a second thread; alone on the machine 0.80,
 0.85 and 1.16 ms [measured]."""
 
+COMPILED = 256
+"""How many compiled products oneDNN keeps, a megabyte each. Its default is 1,024: training on Alpaca in bf16, whose
+sequences are seldom equally long, then peaks at 2.7 GB after ten steps instead of 2.15 with 64 [measured]."""
+
 
 @dataclass
 class Calls:
@@ -365,16 +369,18 @@ def absolute(path: str, base: str) -> str:
     return os.path.abspath(Path(base, Path(path).expanduser()))
 
 
-def wait_briefly() -> None:
-    """Have OpenMP's threads of this process, and of those it starts, spin SPINS times for one another and then sleep;
-    a user's own wish stands. It asks the environment once, when torch is imported."""
+def limit_libraries() -> None:
+    """Have OpenMP's threads of this process, and of those it starts, spin SPINS times for one another and then sleep,
+    and oneDNN keep COMPILED products; a user's own wish stands. They ask the environment once, when torch is
+    imported or first multiplies."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(COMPILED))
 
 
 def set_threads(threads: int) -> None:
     """Torch's and OpenMP's threads of this process: a reused worker keeps those of the last task."""
-    wait_briefly()
+    limit_libraries()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     if "torch" in sys.modules:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from graftline.pipelines.board import BoardActor, RayBoard, Told
 from graftline.pipelines.budget import Purse
 from graftline.pipelines.chains import Chain, Shard, Summary, close_chain
-from graftline.pipelines.context import wait_briefly
+from graftline.pipelines.context import limit_libraries
 from graftline.pipelines.failures import Failure
 from graftline.pipelines.perform import perform
 from graftline.pipelines.placing import Needs, Node, this_machine
@@ -251,7 +251,7 @@ def connect(address: str | None) -> None:
     if os.environ.get("RAY_AUTH_MODE") is None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     machine = this_machine()
-    wait_briefly()  # Ray's workers inherit it
+    limit_libraries()  # Ray's workers inherit it
     ray.init(address="local", num_cpus=int(machine.cpus), include_dashboard=False, **common)
 
 

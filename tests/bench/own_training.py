@@ -1,7 +1,7 @@
 """Our side of `train.py`: one job (a JSON file, see there) trained in this process, its figures as one JSON line.
 
-The loop is Train's, with Train's defaults; only its checkpoints and its log are left out. DPO's reference pass, which
-Train runs as a hidden stage before, is part of the time.
+The loop is Train's, with Train's defaults and a worker's environment; only its checkpoints and its log are left out.
+DPO's reference pass, which Train runs as a hidden stage before, is part of the time.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 
 from peers.memory import peak_kib
 
+from graftline.pipelines.context import set_threads
+
 PACKAGES = ("torch", "peft", "transformers", "bitsandbytes")
 SHOWN = ("loss", "logprob_chosen", "margin")
 
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    set_threads(job["threads"])
     warnings.filterwarnings("ignore")
-    import torch
-
     from graftline.stages.lm.load import probe_dtype, quietly
 
-    torch.set_num_threads(job["threads"])
     dtype = job["dtype"] or probe_dtype()
     rows = [json.loads(line) for line in Path(job["rows"]).read_text(encoding="utf-8").splitlines()]
     with quietly():

@@ -12,6 +12,7 @@ from graftline.pipelines.artefacts import Identity
 from graftline.pipelines.board import LocalBoard
 from graftline.pipelines.budget import Budget, Purse
 from graftline.pipelines.context import (
+    COMPILED,
     OWN,
     SPINS,
     Calls,
@@ -291,6 +292,9 @@ def test_threads_are_set_for_what_is_imported_and_what_will_be(monkeypatch):
     assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
+KEPT = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+
+
 @pytest.mark.parametrize("wish", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
 def test_threads_wait_briefly_unless_the_user_says_how(monkeypatch, wish):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
@@ -301,6 +305,15 @@ def test_threads_wait_briefly_unless_the_user_says_how(monkeypatch, wish):
     set_threads(1)
     wanted = wish or {"GOMP_SPINCOUNT": str(SPINS)}
     assert {name: os.environ[name] for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY") if name in os.environ} == wanted
+
+
+@pytest.mark.parametrize("wish", ["", "7"])
+def test_few_compiled_products_are_kept_unless_the_user_says_how_many(monkeypatch, wish):
+    monkeypatch.delenv(KEPT, raising=False)
+    if wish:
+        monkeypatch.setenv(KEPT, wish)
+    set_threads(1)
+    assert os.environ[KEPT] == (wish or str(COMPILED))
 
 
 def test_the_log_keeps_each_steps_last_line(order):
