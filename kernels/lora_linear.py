@@ -101,7 +101,7 @@ class _LoraLinear(torch.autograd.Function):
                 continue
             gradient = gradient.reshape(-1, gradient.shape[-1])
             if for_factors[2 * index + 1]:
-                # Not gradientᵀ low: 420 µs instead of 113 for [376, 1536] and rank 16, in fp32 with AVX2 [measured].
+                # Not gradientᵀ low: 203 µs instead of 113 for [370, 1536] and rank 16, in fp32 with AVX2 [measured].
                 found[2 * index + 1] = (lows[index].t() @ gradient).mul_(layer.scale).t()
             if for_x or for_factors[2 * index]:
                 parts.append((gradient @ factors[2 * index + 1]).mul_(layer.scale))
@@ -142,8 +142,8 @@ def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 ROWS = 512
-"""Rows of a product on a CPU. Given 545 to 1,200 rows and a weight about as wide, oneDNN uses one thread of two: [1024,
-1536] by [1536, 576] takes 1.75 ms at once and 0.95 in halves, and the low-rank sum finds the half in the cache."""
+"""Rows of a product on a CPU. With some more of them than the weight is wide, oneDNN uses one thread of two: in bf16
+[1024, 1536] by [1536, 576] takes 1.75 ms, and 512 rows 0.47 [measured]; 576 to 1,152 rows are slow so."""
 
 
 def row_blocks(rows: Tensor) -> Iterator[slice]:
