@@ -2,8 +2,9 @@
 
 On a CPU `scaled_dot_product_attention` masks packed sequences apart, so that work grows with the square of the pack,
 and its backward pass is slow where sequences are short. Here sequences of like length are padded to one another and
-multiplied as batches, with heads that share keys as rows of one product. Forward and backward of one layer of
-SmolLM2-135M on one thread, ms of processor time [measured]:
+multiplied as batches, with heads that share keys as rows of one product. Sequences that begin with the same tokens may
+be given them once: a segment's tokens see those of the segments before it, and what flows back to these is summed.
+Forward and backward of one layer of SmolLM2-135M on one thread, ms of processor time [measured]:
 
                               bf16 with AMX                    fp32
     tokens                    here  sdpa masked  one by one    here  sdpa one by one
@@ -20,13 +21,13 @@ There is no Triton twin: on a GPU attention is left to torch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
 LONGEST = {torch.bfloat16: 1024, torch.float32: 256}
 """Tokens of a sequence up to which batched products win over sdpa, with a backward pass [measured]. In fp32 sdpa has
@@ -44,12 +45,36 @@ GROUP, TOKEN = 13000, 24
 0.06 µs [measured]."""
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+@dataclass(frozen=True)
+class Segment:
+    """Tokens of one sequence that stand together.
+
+    Args:
+        start: the first of them; `length`: how many.
+        before: (first token, how many) of what stands elsewhere and comes before them, in order.
+    """
+
+    start: int
+    length: int
+    before: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def earlier(self) -> int:
+        """Tokens before its own."""
+        return sum(length for _, length in self.before)
+
+    def sequence(self) -> list[int]:
+        """All its tokens, those before it first."""
+        spans = (*self.before, (self.start, self.length))
+        return [token for start, length in spans for token in range(start, start + length)]
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
     """What every token sees of its own sequence up to itself.
 
     Args:
         query: [tokens, heads, size]; `key` and `value`: [tokens, key heads, size].
-        lengths: of the sequences, in order.
+        segments: the tokens, one after another.
         scale: s.
 
     Returns:
@@ -57,28 +82,39 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequenc
     """
     trained = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
     most = LONGEST.get(query.dtype, LONGEST[torch.float32]) if trained else LONGEST_FORWARD
-    short = [length for length in lengths if length <= most]
-    if len(short) == len(lengths):
+    short = [segment for segment in segments if segment.length <= most]
+    if len(short) == len(segments):
         return short_attention(query, key, value, short, scale)
-    parts = [each.split(list(lengths)) for each in (query, key, value)]
-    outputs: list[Tensor | None] = [None] * len(lengths)
-    for place, (q, k, v) in enumerate(zip(*parts, strict=True)):
-        if len(q) > most:
-            q, k, v = (each.transpose(0, 1)[None] for each in (q, k, v))
-            attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-            outputs[place] = attended[0].transpose(0, 1)
+    lengths = [segment.length for segment in segments]
+    parts = zip(*(each.split(lengths) for each in (query, key, value)), strict=True)
+    attended: Iterator[Tensor] = iter(())
     if short:
-        places = [place for place, output in enumerate(outputs) if output is None]
-        q, k, v = (torch.cat([each[place] for place in places]) for each in parts)
-        for place, output in zip(places, short_attention(q, k, v, short, scale).split(short), strict=True):
-            outputs[place] = output
-    return torch.cat([output for output in outputs if output is not None])
+        attended = iter(short_attention(query, key, value, short, scale).split([each.length for each in short]))
+    outputs = []
+    for segment, (q, k, v) in zip(segments, parts, strict=True):
+        if segment.length <= most:
+            outputs.append(next(attended))
+        else:
+            keys = [key[start : start + length] for start, length in segment.before]
+            values = [value[start : start + length] for start, length in segment.before]
+            outputs.append(_long(q, _joined([*keys, k]), _joined([*values, v]), scale))
+    return torch.cat(outputs)
 
 
-def short_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
-    """`packed_attention` by batched products alone."""
-    groups = _groups(tuple(lengths), query.shape[1], key.shape[1], query.dtype, query.device)
-    output: Tensor = _Short.apply(query, key, value, groups, scale)
+def _long(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """One segment by sdpa, its own keys last."""
+    earlier, mask = len(key) - len(query), None
+    if earlier:
+        mask = torch.ones(len(query), len(key), dtype=torch.bool, device=query.device).tril_(earlier)
+    q, k, v = (each.transpose(0, 1)[None] for each in (query, key, value))
+    attended = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=True)
+    return attended[0].transpose(0, 1)
+
+
+def short_attention(query: Tensor, key: Tensor, value: Tensor, segments: Sequence[Segment], scale: float) -> Tensor:
+    """`packed_attention` of some segments by batched products alone, theirs one after another."""
+    plan = _planned(tuple(segments), query.shape[1], key.shape[1], len(query), query.dtype, query.device)
+    output: Tensor = _Short.apply(query, key, value, plan, scale)
     return output
 
 
@@ -89,7 +125,7 @@ class _Block:
     Args:
         queries: which row of [tokens × heads, size] stands where in [batch, query heads a key head × places, size].
         padding: places of padding among them; None where there is none.
-        mask: [1, query heads a key head × places, end], −∞ where a token does not see another.
+        mask: [batch or 1, query heads a key head × places, end], −∞ where a token does not see another.
     """
 
     end: int
@@ -100,58 +136,68 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Group:
-    """Sequences that are padded to one length.
+    """Segments that are padded to one length.
 
     Args:
-        batch: sequences × key heads.
+        batch: segments × key heads.
         blocks: of queries, one after another.
         keys: which row of [tokens × key heads, size] stands where in [batch, places, size].
-        own: rows of [tokens × heads, size] which the group's queries are, and `back`: their places among all blocks'.
-        key_own, key_back: the same of the keys.
     """
 
     batch: int
     blocks: tuple[_Block, ...]
     keys: Tensor
-    own: Tensor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All groups, and the way back from them.
+
+    Args:
+        back: at which of all blocks' places the rows [segments' tokens × heads, size] stand, in order.
+        own: the rows of [tokens × heads, size] that they are; None: all, in order.
+        key_back: at which of all groups' places the rows [tokens × key heads, size] stand, a row's after another's.
+        key_starts: where each row's begin; None: each stands at one place.
+    """
+
+    groups: tuple[_Group, ...]
     back: Tensor
-    key_own: Tensor
+    own: Tensor | None
     key_back: Tensor
+    key_starts: Tensor | None
 
 
 class _Short(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: Sequence[_Group], scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: _Plan, scale: float) -> Tensor:
         size = query.shape[-1]
         q, k, v = (each.reshape(-1, size) for each in (query, key, value))
-        output = torch.empty_like(q) if len(groups) > 1 else q
-        saved = []
-        for group in groups:
+        saved, seen = [], []
+        for group in plan.groups:
             ks, vs = (each.index_select(0, group.keys).view(group.batch, -1, size) for each in (k, v))
             saved += [ks, vs]
-            seen = []
             for block in group.blocks:
                 # The scale goes on the queries, which are fewer numbers than the scores.
                 qs = q.index_select(0, block.queries).mul_(scale).view(group.batch, -1, size)
                 share = torch.baddbmm(block.mask, qs, ks[:, : block.end].transpose(1, 2)).softmax(-1)
                 seen.append(torch.bmm(share, vs[:, : block.end]).view(-1, size))
                 saved += [qs, share]
-            output = _put(output, group.own, _joined(seen).index_select(0, group.back), len(groups))
         ctx.save_for_backward(*saved)
-        ctx.groups, ctx.scale, ctx.shapes = groups, scale, (query.shape, key.shape, value.shape)
-        return output.view(query.shape)
+        ctx.plan, ctx.scale, ctx.shapes = plan, scale, (query.shape, key.shape, value.shape)
+        return _joined(seen).index_select(0, plan.back).view(-1, *query.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        size = gradient.shape[-1]
+        plan, size = ctx.plan, gradient.shape[-1]
         gradient = gradient.reshape(-1, size)
+        if plan.own is not None:
+            gradient = gradient.new_zeros(ctx.shapes[0]).view(-1, size).index_copy_(0, plan.own, gradient)
         saved = iter(ctx.saved_tensors)
-        several = len(ctx.groups)
-        of_q, of_k, of_v = (gradient.new_empty(shape if several > 1 else 0).view(-1, size) for shape in ctx.shapes)
-        for group in ctx.groups:
+        of_q, of_k, of_v = [], [], []
+        for group in plan.groups:
             ks, vs = next(saved), next(saved)
-            of_ks, of_vs = (torch.zeros_like(each) if len(group.blocks) > 1 else each for each in (ks, vs))
-            of_qs = []
+            several = len(group.blocks) > 1
+            of_ks, of_vs = (torch.zeros_like(each) if several else each for each in (ks, vs))
             for block in group.blocks:
                 qs, share = next(saved), next(saved)
                 g = gradient.index_select(0, block.queries)
@@ -160,57 +206,83 @@ class _Short(torch.autograd.Function):
                 g = g.view(group.batch, -1, size)
                 of_share = torch.bmm(g, vs[:, : block.end].transpose(1, 2))
                 of_score = torch._softmax_backward_data(of_share, share, -1, share.dtype)
-                of_qs.append(torch.bmm(of_score, ks[:, : block.end]).mul_(ctx.scale).view(-1, size))
-                of_ks = _added(of_ks, block, of_score, qs, len(group.blocks))
-                of_vs = _added(of_vs, block, share, g, len(group.blocks))
-            of_q = _put(of_q, group.own, _joined(of_qs).index_select(0, group.back), several)
-            of_k = _put(of_k, group.key_own, of_ks.view(-1, size).index_select(0, group.key_back), several)
-            of_v = _put(of_v, group.key_own, of_vs.view(-1, size).index_select(0, group.key_back), several)
-        of_query, of_key, of_value = (
-            each.view(shape) for each, shape in zip((of_q, of_k, of_v), ctx.shapes, strict=True)
-        )
-        return of_query, of_key, of_value, None, None
+                of_q.append(torch.bmm(of_score, ks[:, : block.end]).mul_(ctx.scale).view(-1, size))
+                of_ks = _added(of_ks, block, of_score, qs, several)
+                of_vs = _added(of_vs, block, share, g, several)
+            of_k.append(of_ks.view(-1, size))
+            of_v.append(of_vs.view(-1, size))
+        of_query = _joined(of_q).index_select(0, plan.back)
+        if plan.own is not None:
+            of_query = of_query.new_zeros(ctx.shapes[0]).view(-1, size).index_copy_(0, plan.own, of_query)
+        of_key, of_value = (_summed(_joined(each), plan) for each in (of_k, of_v))
+        found = zip((of_query, of_key, of_value), ctx.shapes, strict=True)
+        return *(each.view(shape) for each, shape in found), None, None
 
 
-def _put(whole: Tensor, places: Tensor, rows: Tensor, groups: int) -> Tensor:
-    """A group's rows at their places; one group's are all there are."""
-    return rows if groups == 1 else whole.index_copy_(0, places, rows)
+def _summed(rows: Tensor, plan: _Plan) -> Tensor:
+    """What flows back to each key, from wherever it stood."""
+    if plan.key_starts is None:
+        return rows.index_select(0, plan.key_back)
+    return embedding_bag(plan.key_back, rows, plan.key_starts, mode="sum")
 
 
 def _joined(blocks: list[Tensor]) -> Tensor:
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
-def _added(whole: Tensor, block: _Block, left: Tensor, right: Tensor, blocks: int) -> Tensor:
+def _added(whole: Tensor, block: _Block, left: Tensor, right: Tensor, several: bool) -> Tensor:
     """leftᵀ right, added to the keys that a block sees."""
     product = torch.bmm(left.transpose(1, 2), right)
-    if blocks == 1:
+    if not several:
         return product
     whole[:, : block.end] += product
     return whole
 
 
 @functools.lru_cache(maxsize=4)  # all layers of a pass ask for the same
-def _groups(
-    lengths: tuple[int, ...], heads: int, key_heads: int, dtype: torch.dtype, device: torch.device
-) -> tuple[_Group, ...]:
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    return tuple(
-        _group([(starts[place], lengths[place]) for place in places], heads, key_heads, dtype, device)
-        for places in _alike(lengths)
+def _planned(
+    segments: tuple[Segment, ...], heads: int, key_heads: int, tokens: int, dtype: torch.dtype, device: torch.device
+) -> _Plan:
+    groups, queries, keys = [], [], []
+    for places in _alike(segments):
+        group, stands, held = _group([segments[place] for place in places], heads, key_heads, dtype, device)
+        groups.append(group)
+        queries.append(stands)
+        keys.append(held)
+    own, back, _ = _way_back(torch.cat(queries), tokens * heads)
+    _, key_back, starts = _way_back(torch.cat(keys), tokens * key_heads)
+    whole = len(own) == tokens * heads
+    once = torch.equal(starts, torch.arange(tokens * key_heads))
+    return _Plan(
+        tuple(groups),
+        back.to(device),
+        None if whole else own.to(device),
+        key_back.to(device),
+        None if once else starts.to(device),
     )
 
 
-def _alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Places of the sequences of each group: of all ways to cut the sequences, sorted by length, the cheapest."""
-    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
+def _way_back(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the rows that stand somewhere (−1: padding): the rows, sorted, the places where they stand, and where each of
+    all `count` rows begins among these."""
+    places = (rows >= 0).nonzero().view(-1)
+    own, order = rows[places].sort(stable=True)
+    return own, places[order], torch.searchsorted(own, torch.arange(count))
+
+
+def _alike(segments: Sequence[Segment]) -> list[list[int]]:
+    """Places of the segments of each group: of all ways to cut them, sorted by length, the cheapest."""
+    order = sorted(range(len(segments)), key=lambda place: segments[place].length)
     cheapest: list[tuple[float, int]] = [(0, 0)]
     for end in range(1, len(order) + 1):
-        longest = lengths[order[end - 1]]
-        each = TOKEN * longest + sum((last - first) * last for first, last in _cuts(longest))
-        cheapest.append(min((cheapest[start][0] + GROUP + (end - start) * each, start) for start in range(end)))
+        longest = segments[order[end - 1]].length
+        own = TOKEN * longest + sum((last - first) * last for first, last in _cuts(longest))
+        before, ways = 0, []
+        for start in reversed(range(end)):
+            before = max(before, segments[order[start]].earlier)
+            each = own + before * (TOKEN + longest)
+            ways.append((cheapest[start][0] + GROUP + (end - start) * each, start))
+        cheapest.append(min(ways))
     groups, end = [], len(order)
     while end:
         start = cheapest[end][1]
@@ -226,35 +298,37 @@ def _cuts(length: int) -> list[tuple[int, int]]:
 
 
 def _group(
-    spans: Sequence[tuple[int, int]], heads: int, key_heads: int, dtype: torch.dtype, device: torch.device
-) -> _Group:
-    """One group of sequences, each a start and a length."""
-    longest = max(length for _, length in spans)
-    width = -(-longest // WIDTH) * WIDTH
-    start, length = torch.tensor(spans).T[..., None]  # [sequences, 1] each
-    place = torch.arange(width)[None]
-    inside = place < length  # [sequences, width]
-    token = start + torch.minimum(place, length - 1)
+    segments: Sequence[Segment], heads: int, key_heads: int, dtype: torch.dtype, device: torch.device
+) -> tuple[_Group, Tensor, Tensor]:
+    """One group of segments, and which rows of the queries and of the keys stand at its places (−1: padding). What
+    comes before a segment stands right before it, its padding first."""
+    longest, before = (max(each) for each in zip(*((one.length, one.earlier) for one in segments), strict=True))
+    width = -(-(before + longest) // WIDTH) * WIDTH
+    starts = before - torch.tensor([segment.earlier for segment in segments])
+    token = torch.zeros(len(segments), width, dtype=torch.long)
+    inside = torch.zeros(len(segments), width, dtype=torch.bool)
+    for index, segment in enumerate(segments):
+        here = slice(before - segment.earlier, before + segment.length)
+        token[index, here] = torch.tensor(segment.sequence())
+        inside[index, here] = True
 
     def rows(count: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Which row stands where, and whether it is a token."""
-        head = torch.arange(count)[None, :, None]
-        row = token[:, None, first:last] * count + head
-        return row.reshape(-1), inside[:, None, first:last].expand(-1, count, -1).reshape(-1)
+        """Which row stands where, and which where there is no padding."""
+        row = token[:, None, first:last] * count + torch.arange(count)[None, :, None]
+        real = inside[:, None, first:last].expand(-1, count, -1)
+        return row.reshape(-1), torch.where(real, row, -1).reshape(-1)
 
-    def way_back(row: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        own, order = row[real].sort()
-        return own.to(device), real.nonzero().view(-1)[order].to(device)
-
-    blocks, placed = [], []
+    blocks, queries = [], []
     for first, last in _cuts(longest):
-        row, real = rows(heads, first, last)
-        placed.append((row, real))
-        end = width if last == longest else last
-        seen = torch.ones(longest, end, dtype=torch.bool).tril()[first:last].repeat(heads // key_heads, 1)
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)[None]
-        padding = None if bool(real.all()) else (~real).nonzero().view(-1).to(device)
+        row, stands = rows(heads, before + first, before + last)
+        queries.append(stands)
+        end = width if last == longest else before + last
+        seen = torch.ones(last - first, end, dtype=torch.bool).tril(before + first)[None]
+        if bool(starts.any()):
+            seen = (seen & (torch.arange(end) >= starts[:, None, None])).repeat_interleave(key_heads, 0)
+        seen = seen.repeat(1, heads // key_heads, 1)
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+        padding = None if bool((stands >= 0).all()) else (stands < 0).nonzero().view(-1).to(device)
         blocks.append(_Block(end, row.to(device), padding, mask.to(device)))
-    keys = rows(key_heads, 0, width)
-    back = way_back(*(torch.cat(each) for each in zip(*placed, strict=True)))
-    return _Group(len(spans) * key_heads, tuple(blocks), keys[0].to(device), *back, *way_back(*keys))
+    row, held = rows(key_heads, 0, width)
+    return _Group(len(segments) * key_heads, tuple(blocks), row.to(device)), torch.cat(queries), held

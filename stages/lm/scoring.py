@@ -1,8 +1,8 @@
 """Log-probabilities of given text: rows, and choices that share their prompt.
 
 Sequences are packed into one row of tokens with restarted positions, and a sequence sees itself alone; of a prompt with
-choices, every choice sees the prompt and itself, which takes an explicit mask. The head is applied where a token is
-asked about, nowhere else.
+choices, every choice sees the prompt and itself. Where the model's attention does not know that by the positions, it
+takes an explicit mask. The head is applied where a token is asked about, nowhere else.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from graftline.stages.lm.chat import continuation, render, render_supervised
 from graftline.stages.lm.engine import Messages
 from graftline.stages.lm.in_memory import Loaded
 from graftline.stages.lm.label_logprobs import label_logprobs
-from graftline.stages.lm.packed_attention import NAME as PACKED
-from graftline.stages.lm.segment_attention import NAME as SEGMENTS
+from graftline.stages.lm.shared_prefixes import attends_by_positions
 
 TOKENS = {"cpu": 512, "cuda": 8192}
 """Tokens of a pass with a mask. On a CPU larger packs only lengthen what it masks, which grows with the square."""
@@ -96,7 +95,7 @@ def _score(loaded: Loaded, trees: Sequence[Tree], adapter: str | None) -> list[l
     slot = loaded.adapters.acquire(adapter)
     try:
         loaded.adapters.routing.use([slot])
-        tokens = TOKENS_APART if _apart(loaded, trees) else TOKENS.get(loaded.device.type, TOKENS["cpu"])
+        tokens = TOKENS_APART if attends_by_positions(loaded.model) else TOKENS.get(loaded.device.type, TOKENS["cpu"])
         for pack in _packs(trees, tokens):
             found = iter(_forward(loaded, [trees[index] for index in pack]).tolist())
             for index in pack:
@@ -138,14 +137,8 @@ def _forward(loaded: Loaded, trees: Sequence[Tree]) -> torch.Tensor:
 
     ids = tensor([[token for tree in trees for token in tree.ids]])
     positions = tensor([[position for tree in trees for position in tree.positions]])
-    mask = None if _apart(loaded, trees) else _mask(trees, model.dtype).to(loaded.device)
+    mask = None if attends_by_positions(model) else _mask(trees, model.dtype).to(loaded.device)
     return label_logprobs(model, ids, positions, tensor(places), tensor(targets), mask)
-
-
-def _apart(loaded: Loaded, trees: Sequence[Tree]) -> bool:
-    """Whether the tokens' positions alone say who sees whom, and need no mask."""
-    packed = loaded.model.config._attn_implementation in (PACKED, SEGMENTS) and loaded.device.type == "cpu"
-    return packed and not any(any(tree.branches) for tree in trees)
 
 
 def _mask(trees: Sequence[Tree], dtype: torch.dtype) -> torch.Tensor:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from graftline.stages.lm.packed_attention import LIKE_LLAMA, NAME, use_packed_attention
+from graftline.kernels.packed_attention import Segment
+from graftline.stages.lm.packed_attention import LIKE_LLAMA, NAME, segments, use_packed_attention
 
 LENGTHS = [7, 1, 12, 5]
 
@@ -36,6 +37,38 @@ def test_packed_rows_are_separate_rows(kind):
         found = model(**given).logits[0]
     torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found, masked, atol=1e-5, rtol=1e-5)
+
+
+def test_positions_say_who_sees_whom():
+    """A run of positions comes after the latest tokens before its first; after nothing where there is a gap."""
+
+    def said(*positions, rows=1):
+        return segments(torch.tensor([positions]), rows)
+
+    assert said(0, 1, 2, 0, 1) == (Segment(0, 3), Segment(3, 2))
+    assert said(0, 1, 2, 3, 2, 3) == (Segment(0, 4), Segment(4, 2, ((0, 2),)))
+    assert said(0, 1, 2, 1, 2, 3, 3, 1, 0) == (
+        Segment(0, 3),
+        Segment(3, 3, ((0, 1),)),
+        Segment(6, 1, ((0, 1), (3, 2))),
+        Segment(7, 1, ((0, 1),)),
+        Segment(8, 1),
+    )
+    assert said(5, 6, 3, 4, 7, 6, 7) == (Segment(0, 2), Segment(2, 2), Segment(4, 1), Segment(5, 2))
+    assert said(5, 6, 7, 6) == (Segment(0, 3), Segment(3, 1, ((0, 1),)))
+    assert said(1, 2, 3, rows=2) == (Segment(0, 3), Segment(3, 3))
+    assert segments(torch.tensor([[0, 1, 2], [1, 2, 3]]), 2) == (Segment(0, 3), Segment(3, 3))
+
+
+@pytest.mark.parametrize("kind", LIKE_LLAMA)
+def test_a_tree_is_its_branches(kind):
+    model = made(kind)
+    use_packed_attention(model)
+    ids = torch.randint(1, 50, (1, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = model(input_ids=ids, position_ids=torch.tensor([[0, 1, 2, 3, 4, 3, 4, 5, 6]])).logits[0]
+        one, other = (model(input_ids=each).logits[0] for each in (ids[:, :5], ids[:, [0, 1, 2, 5, 6, 7, 8]]))
+    torch.testing.assert_close(found, torch.cat([one, other[3:]]), atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_are_those_of_masked_attention():
