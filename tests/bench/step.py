@@ -18,7 +18,7 @@ import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RANK, WARM = 16, 2
 SHORT_ROWS, SHORTEST, LONGEST = 8, 30, 60
@@ -54,16 +54,17 @@ def main() -> None:
     steps = trained(attached, table, batch, given.bin_tokens, WARM + given.steps, given.profile)[WARM:]
     rate = matrix_rate()
     frozen, head = weights_of(attached.model)  # the adapter's work and attention's are left out
-    floating = [4 * (tokens * frozen + labels * head) / seconds / 1e9 for tokens, labels, seconds in steps]
+    floating = [4 * (each.computed * frozen + each.labels * head) / each.seconds / 1e9 for each in steps]
     result = {
         "bench": "step",
         "threads": given.threads,
         "dtype": dtype,
         "base": given.base,
         "work": given.work,
-        "tokens_a_step": round(statistics.mean(tokens for tokens, _, _ in steps)),
-        "milliseconds": round(statistics.median(seconds for _, _, seconds in steps) * 1e3),
-        "tokens_per_second": round(statistics.median(tokens / seconds for tokens, _, seconds in steps), 1),
+        "tokens_a_step": round(statistics.mean(each.tokens for each in steps)),
+        "computed_tokens_a_step": round(statistics.mean(each.computed for each in steps)),
+        "milliseconds": round(statistics.median(each.seconds for each in steps) * 1e3),
+        "tokens_per_second": round(statistics.median(each.tokens / each.seconds for each in steps), 1),
         "gflops": round(statistics.median(floating)),
         "matrix_gflops": round(rate),
         "share_of_matrix_rate": round(statistics.median(floating) / rate, 3),
@@ -71,19 +72,33 @@ def main() -> None:
     print("RESULT", json.dumps(result))
 
 
-def trained(attached: Any, table: Any, batch: int, bin_tokens: int, steps: int, profiled: bool) -> list[Any]:
-    """(tokens, trained tokens, seconds) of each step."""
+class Timed(NamedTuple):
+    """A step.
+
+    Args:
+        tokens: of its rows; `computed`: without what rows begin with alike; `labels`: trained tokens.
+    """
+
+    tokens: int
+    computed: int
+    labels: int
+    seconds: float
+
+
+def trained(attached: Any, table: Any, batch: int, bin_tokens: int, steps: int, profiled: bool) -> list[Timed]:
+    """Each step."""
     import torch
 
+    from graftline.stages.lm.shared_prefixes import shared_prefixes
     from graftline.stages.train import AdamW, Sft, Shuffled
     from graftline.stages.train.collectives import Alone
-    from graftline.stages.train.loop import Settings, train
+    from graftline.stages.train.loop import Settings, collate, train
     from graftline.stages.train.source import IndexPlan
 
-    found: list[Any] = []
+    found: list[Timed] = []
     watch = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) if profiled else None
 
-    class Timed(IndexPlan):
+    class Watched(IndexPlan):
         """Looks at the clock before a step and after it."""
 
         def next(self, step: int) -> Any:
@@ -96,7 +111,12 @@ def trained(attached: Any, table: Any, batch: int, bin_tokens: int, steps: int, 
         def published(self, step: int, attached: Any) -> None:
             seconds = time.perf_counter() - self.started
             rows = [table[place] for place in self.batch[0]]
-            found.append((sum(len(row["input_ids"]) for row in rows), sum(map(trained_of, rows)), seconds))
+            computed = 0
+            for each in collate(Sft(), table, [*zip(*self.batch, strict=True)], settings):
+                given = each.tensors["input_ids"], each.tensors["position_ids"]
+                computed += (shared_prefixes(*given) or given)[0].numel()
+            tokens = sum(len(row["input_ids"]) for row in rows)
+            found.append(Timed(tokens, computed, sum(map(trained_of, rows)), seconds))
 
     class Silent:
         """No checkpoints, no log."""
@@ -104,7 +124,7 @@ def trained(attached: Any, table: Any, batch: int, bin_tokens: int, steps: int, 
         latest = staticmethod(lambda: nullcontext(None))
         log = save = progress = staticmethod(lambda *_, **__: None)
 
-    plan = Timed(Shuffled().start(len(table), batch, 0), batch, steps * batch)
+    plan = Watched(Shuffled().start(len(table), batch, 0), batch, steps * batch)
     settings = Settings(steps=steps, seed=0, bin_tokens=bin_tokens, eval_every=0, checkpoint_every=10**9)
     reporter: Any = Silent()
     train(attached, Sft(), AdamW(lr=1e-4), plan, table, None, settings, reporter, Alone())
