@@ -44,6 +44,16 @@ def test_first_backward_reaches_b_and_not_a(llama):
         assert bool(each.grad.abs().max() > 0) == ("lora_B" in name), name
 
 
+def test_nothing_below_the_lowest_trained_layer_goes_back(llama):
+    """Its output has no graph: neither its activations are kept nor its gradients computed."""
+    made = attached(llama(), Lora(rank=4, targets=["layers.1.mlp.down_proj"]))
+    graphs = []
+    for layer in made.model.model.layers:
+        layer.register_forward_hook(lambda _, __, output: graphs.append(output.requires_grad))
+    made.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+    assert graphs == [False, True] and all(each.grad is not None for each in made.parameters.values())
+
+
 def deltas(made):
     factors = {}
     for name, each in made.parameters.items():
