@@ -53,6 +53,15 @@ def test_a_run_begins_with_all_its_stages(record):
     }  # fmt: skip
 
 
+def test_what_stages_log_is_there_for_tensorboard(record):
+    (numbers, _) = record.run["stages"]
+    record.logged(numbers["key"], {"step": 1, "loss": 2.5})
+    record.finish("done")
+    assert [(line["stage"], line["loss"]) for line in lines(record)] == [("Numbers", 2.5)]
+    (events,) = record.store.list(f"runs/{record.id}/tensorboard", deep=True)
+    assert b"loss" in record.store.read_bytes(events)
+
+
 def test_it_is_rewritten_as_it_advances(record, monkeypatch):
     (numbers, _) = record.run["stages"]
     record.update(numbers["key"], status="running")

@@ -213,5 +213,11 @@ def test_the_loop_in_a_run(tmp_path: Path) -> None:
     assert len(explained) == 2, "the second round's rationales are another model's"
     digests = {json.loads(path.read_text())["digest"] for each in explained for path in each.glob("*/artefact.json")}
     assert len(digests) == 2
+    cards = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "store" / "artefacts").glob("Train-*/*/adapter/graftline.json")
+    ]
+    assert len(cards) == 2 and len({card["base"]["weights_digest"] for card in cards}) == 1, "both began with one model"
+    assert len({card["adapter_digest"] for card in cards}) == 2
     again = run(star, str(tmp_path / "store"), base=tmp_path, address="here")
     assert again.ran == 0 and again["result"].digest == made.digest

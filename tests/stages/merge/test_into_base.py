@@ -9,6 +9,7 @@ from peft import PeftModel
 from graftline.stages import Endpoint, Llm, Stage, merge, read
 from graftline.stages.errors import AdapterMismatch, HeldOutLeak, InvalidField, WrongKind
 from graftline.stages.lm.dequantised import load_dequantised
+from graftline.stages.lm.held import load_held
 from graftline.stages.lm.load import load_model, load_tokenizer, model_digest
 
 IDS = torch.arange(3, 43).view(2, 20)
@@ -62,6 +63,17 @@ def as_trained(base, adapter, held):
                 parent, _, last = name.rpartition(".")
                 setattr(model.get_submodule(parent), last, layer.to("cpu"))
     return PeftModel.from_pretrained(model, adapter.directory("adapter")).eval()
+
+
+@torch.no_grad()
+def test_exact_has_the_logits_of_what_stands_beside_a_principal_part(merged, adapter, base):
+    """The base as PiSSA over NF4 holds it: each layer by its own formula, (dequantised rest + B₀A₀ + BA)x."""
+    made = adapter(1, held="nf4+4")
+    folder, _ = merged(made)
+    model = PeftModel.from_pretrained(load_held(base.directory("model"), "float32", "nf4+4"), made.directory("adapter"))
+    torch.testing.assert_close(logits(load_model(folder, "float32")), logits(model.eval()), atol=1e-4, rtol=1e-4)
+    plain = PeftModel.from_pretrained(load_held(base.directory("model"), "float32", "nf4"), made.directory("adapter"))
+    assert (logits(model) - logits(plain.eval())).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("held", ["none", "nf4", "nf4-single"])

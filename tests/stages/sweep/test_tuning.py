@@ -102,6 +102,14 @@ def span(artefact: Path) -> tuple[float, float]:
 
 
 @pytest.mark.slow
+def test_trials_of_two_workers_each_have_room(tuned: train.Train, tmp_path: Path, ray_cluster: Any) -> None:
+    """A trial that held a CPU itself, beside its two workers' own, would wait for ever on two CPUs."""
+    best = sweep.Sweep(stage=tuned.replace("workers", 2), over={"optimizer.lr": sweep.grid(0.01, 0.02)})
+    done = within(SECONDS, lambda: run(best, str(tmp_path / "store"), base=tmp_path, name="p"))
+    assert [trial["status"] for trial in done["result"].metrics["trials"]] == ["full", "full"]
+
+
+@pytest.mark.slow
 def test_optuna_searches_through_ray_tune(tuned: train.Train, tmp_path: Path, ray_cluster: Any) -> None:
     def go(store: str) -> Run:
         best = sweep.Sweep(

@@ -14,7 +14,7 @@ BENCH = Path(__file__).parents[2] / "bench" / "nf4_training.py"
 
 @pytest.mark.slow
 def test_training_over_nf4_is_half_as_fast_again_as_stocks_faster_dtype() -> None:
-    """A ratio, of steps in turn: an absolute speed is the machine's."""
+    """A ratio, of steps in turn: an absolute speed is the machine's. With AMX it is 250 tokens/s, besides."""
     done = subprocess.run(
         [sys.executable, str(BENCH), "--steps", "5"], capture_output=True, text=True, timeout=900, cwd=BENCH.parents[2]
     )
@@ -23,3 +23,6 @@ def test_training_over_nf4_is_half_as_fast_again_as_stocks_faster_dtype() -> Non
     found = json.loads(line.removeprefix("RESULT "))
     assert found["stock_dtype"] in ("bfloat16", "float32") and found["stock_tokens_per_second"] > 0
     assert found["ratio"] >= 1.5, found
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists() and "amx_bf16" in cpu.read_text():
+        assert found["tokens_per_second"] >= 250, found
