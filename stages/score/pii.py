@@ -20,7 +20,7 @@ from graftline.stages.stage import Context
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TEXTS = ("messages", "answer", "prompt", "chosen", "rejected")
+TEXTS = ("messages", "answer", "prompt", "chosen", "rejected", "instruction", "input", "reference")
 """Columns that hold what people and models say."""
 ADDRESSES = {
     4: ("10.0.0.17", "10.40.3.9", "172.16.21.5", "192.168.7.33", "192.168.90.4"),
@@ -36,15 +36,16 @@ class Pii(Mapper):
 
     Adds `pii`, where they stood in the original text, as JSON (column, turn, kind, start, end, and the number of the
     value among the row's distinct ones; never the value, nor a hash of it), and `pii_count`, how many distinct ones
-    there are. Rules find them, not a model: names and addresses of people stay. Ids stay. The rows it reads, and those
-    it drops, keep their texts in the store.
+    there are. Rules find them, not a model: names and addresses of people stay. Ids and groups stay, since rows are
+    split by them. The rows it reads, and those it drops, keep their texts in the store.
 
     Args:
         action: `mask` puts `<EMAIL>` and the like in their place (of IP addresses, private ones of the same family, one
             for each value up to five); `pseudonym` puts `<EMAIL-3f2a91bc>`, the same for the same value in all rows
             made with one key, and not to be undone without it; `drop` filters the row; `report` changes nothing.
         kinds: what is looked for.
-        texts: which columns (default: those of `messages`, `answer`, `prompt`, `chosen`, `rejected` that there are).
+        texts: which columns (default: those of `messages`, `answer`, `prompt`, `chosen`, `rejected`, `instruction`,
+            `input` and `reference` that there are).
         key_env: for `pseudonym`: name of the environment variable, where the stage runs, with the key, at least 16
             characters.
 

@@ -56,6 +56,13 @@ def test_masks(given_rows: Any, table: Any) -> None:
     assert second["messages"] == talk("nothing here", "no") and third["messages"] is None
 
 
+def test_every_column_of_texts_that_our_stages_add_is_looked_at(given_rows: Any, table: Any) -> None:
+    said = {name: f"Write to {SECRETS[0]}." for name in ("instruction", "input", "reference")}
+    data = table([{"id": "a", "messages": talk("nothing", "here"), **said}], **dict.fromkeys(said, "string"))
+    (row,) = mapped(given_rows, data)
+    assert {row[name] for name in said} == {"Write to <EMAIL>."} and row["pii_count"] == 1
+
+
 def test_spans_point_into_the_original_and_hold_no_value(given_rows: Any, table: Any) -> None:
     data = rows(table)
     before, (after, *_) = data.to_pylist()[0], mapped(given_rows, data)
