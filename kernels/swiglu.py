@@ -1,7 +1,7 @@
 """SwiGLU: silu(gate) · up, and what flows back to both. Nothing but gate and up is kept: silu is computed again.
 
-On a CPU that takes a pass more on the way back than torch's own graph, which keeps silu(gate), too: a fifth of what
-training SmolLM2-135M keeps of a layer.
+On a CPU that takes a pass more on the way back than torch's own graph, which keeps silu(gate), too: 3 KB for each token
+in each layer of SmolLM2-135M in bf16.
 """
 
 from __future__ import annotations

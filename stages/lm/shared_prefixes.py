@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from graftline.stages.lm.packed_attention import LIKE_LLAMA, segments
 from graftline.stages.lm.packed_attention import NAME as PACKED
-from graftline.stages.lm.packed_attention import segments
 from graftline.stages.lm.segment_attention import NAME as SEGMENTS
 
 if TYPE_CHECKING:
@@ -23,8 +23,10 @@ LEAST = 0.03
 
 
 def attends_by_positions(model: PreTrainedModel) -> bool:
-    """Whether the model's attention goes by `segments`, without a mask."""
-    return model.config._attn_implementation in (PACKED, SEGMENTS) and model.device.type == "cpu"
+    """Whether the model's attention goes by `segments`, without a mask; others' layers may not know the positions."""
+    config = model.config
+    told = config.model_type in LIKE_LLAMA and config._attn_implementation in (PACKED, SEGMENTS)
+    return told and model.device.type == "cpu"
 
 
 def drops(model: PreTrainedModel) -> bool:

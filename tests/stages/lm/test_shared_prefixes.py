@@ -6,6 +6,7 @@ import torch
 from graftline.stages.lm.faster import faster
 from graftline.stages.lm.label_logprobs import label_logprobs
 from graftline.stages.lm.packed_attention import segments
+from graftline.stages.lm.segment_attention import NAME as SEGMENTS
 from graftline.stages.lm.shared_prefixes import attends_by_positions, drops, shared_prefixes
 from tests.stages.lm.test_label_logprobs import made
 
@@ -98,7 +99,13 @@ def test_what_is_dropped_at_random_is_not_shared():
 
 def test_a_model_that_attends_otherwise_keeps_its_rows():
     model, sizes = made("gpt2"), []
-    assert not attends_by_positions(model)
+    for implementation in ("sdpa", SEGMENTS):  # of continuous batching, which takes this model, too
+        model.set_attn_implementation(implementation)
+        assert not attends_by_positions(model)
+    llama = made("llama")
+    assert not attends_by_positions(llama)
+    llama.set_attn_implementation(SEGMENTS)
+    assert attends_by_positions(llama)
     model.transformer.wte.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[1]))
     label_logprobs(model, *asked(ROWS))
     assert sizes[-1] == sum(map(len, ROWS))
