@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LEAST = 0.03
-"""Share of the tokens that has to be saved: a trunk makes attention dearer."""
+"""Share of the tokens that has to be saved: a trunk makes attention dearer. Where it begins to pay is not measured."""
 
 
 def attends_by_positions(model: PreTrainedModel) -> bool:
