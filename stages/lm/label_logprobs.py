@@ -17,6 +17,7 @@ def label_logprobs(
     places: Tensor,
     labels: Tensor,
     mask: Tensor | None = None,
+    graph: bool = True,
 ) -> Tensor:
     """The log-probability of each label [labels], fp32, in packed rows of tokens.
 
@@ -27,6 +28,8 @@ def label_logprobs(
         input_ids: [1, tokens]; `position_ids` likewise, restarted at each row.
         places: [labels], where each is predicted.
         mask: [1, 1, tokens, tokens], where the positions do not say who sees whom.
+        graph: without one they are the values that training has, to the bit, for less than with it; not those without
+            gradients, which other kernels compute.
     """
     import torch
     from torch.nn.functional import cross_entropy, pad
@@ -42,7 +45,8 @@ def label_logprobs(
     if weight is None:
         slices = "logits_to_keep" in inspect.signature(model.forward).parameters
         logits = model(**given, **({"logits_to_keep": places} if slices else {})).logits[0]
-        return -cross_entropy((logits if slices else logits[places]).float(), labels, reduction="none")
+        found = -cross_entropy((logits if slices else logits[places]).float(), labels, reduction="none")
+        return found if graph else found.detach()
     body: Any = model
     apart = mask is None and attends_by_positions(body)
     if apart and not drops(body) and (shared := shared_prefixes(input_ids, position_ids)) is not None:
@@ -57,7 +61,8 @@ def label_logprobs(
     places, labels = torch.cat([places, places[-1:].expand(extra)]), pad(labels, (0, extra))
     with asked_for(body.base_model, places) as able:
         hidden = body.base_model(**given).last_hidden_state[0]
-    return linear_cross_entropy(hidden if able else hidden[places], weight, labels)[0][:count]
+    hidden = hidden if able else hidden[places]
+    return linear_cross_entropy(hidden if graph else hidden.detach(), weight, labels)[0][:count]
 
 
 EVEN = ((512, 32), (128, 16))

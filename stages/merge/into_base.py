@@ -169,14 +169,15 @@ def _probe(prepared: Artefact | None, directory: Path) -> tuple[Any, list[list[i
         return lambda name, model: {}, drawn.tolist()
 
     from graftline.stages.train.collectives import Alone
-    from graftline.stages.train.loop import Settings, evaluate
+    from graftline.stages.train.loop import Settings, collate, evaluate
     from graftline.stages.train.objective.sft import Sft
     from graftline.stages.train.prepared import PreparedRows
 
     rows = PreparedRows(prepared.rows())
     settings = Settings(steps=0, seed=0, bin_tokens=512, eval_every=0)
+    bins = collate(Sft(), rows, [(place, 1.0) for place in range(len(rows))], settings)
 
     def loss(name: str, model: torch.nn.Module) -> dict[str, float]:
-        return {f"loss_{name}": evaluate(model, Sft(), rows, settings, Alone())}
+        return {f"loss_{name}": evaluate(model, Sft(), bins, settings, Alone())}
 
     return loss, [[int(token) for token in rows[place]["input_ids"]] for place in range(min(PROBES, len(rows)))]

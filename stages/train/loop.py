@@ -77,7 +77,8 @@ def train(
     Raises:
         RunError: a loss or gradient is not finite; the message names step and rows.
     """
-    model = attached.model
+    if objective.recalls:
+        attached.keep_start()
     masters = masters_of(attached)
     bound = optimizer.bind(masters, settings.steps)
     outcome = resume(attached, masters, bound, source, reporter)
@@ -86,9 +87,13 @@ def train(
         outcome.history.append((step, numbers))
         reporter.log(step, **numbers)
 
+    shown = (
+        held_bins(attached, objective, held_out, settings, ranks) if held_out is not None and len(held_out) else None
+    )
+
     def loss_on_held_out() -> None:
-        if held_out is not None and len(held_out):
-            log(outcome.step, eval_loss=evaluate(model, objective, held_out, settings, ranks))
+        if shown is not None:
+            log(outcome.step, eval_loss=evaluate(attached.model, objective, shown, settings, ranks))
 
     if outcome.step == 0 and not outcome.history:
         loss_on_held_out()
@@ -99,7 +104,7 @@ def train(
         looked = False
         while candidates := source.peek(step):
             looked = True
-            source.keep(candidates, losses_of(model, objective, rows, candidates, settings, context, ranks))
+            source.keep(candidates, losses_of(attached, objective, rows, candidates, settings, context, ranks))
         places, weights = source.next(step)
         if not places:
             if looked:
@@ -236,7 +241,8 @@ class Step:
         return places, [merged[place] for place in places]
 
     def _loss(self, batch: Batch) -> LossOut:
-        return self.objective.loss(self.attached.model, batch.to(self.settings.device), self.context)
+        batch = recalled(self.attached, self.objective, batch, self.settings)
+        return self.objective.loss(self.attached.model, batch, self.context)
 
     def _note(self, batch: Batch, out: LossOut) -> None:
         for place, loss in zip(batch.rows, out.per_row.tolist(), strict=True):
@@ -281,8 +287,19 @@ def collate(
     ]
 
 
+def recalled(attached: Attached, objective: Objective, batch: Batch, settings: Settings) -> Batch:
+    """The batch on the device, and in it, from the first time on, what its objective recalls."""
+    here = batch.to(settings.device)
+    if not batch.tensors.keys() >= set(objective.recalls):
+        with attached.at_start():
+            found = objective.recall(attached.model, here)
+        here.tensors.update(found)
+        batch.tensors.update(found)
+    return here
+
+
 def losses_of(
-    model: torch.nn.Module,
+    attached: Attached,
     objective: Objective,
     rows: PreparedRows,
     places: Sequence[int],
@@ -297,10 +314,11 @@ def losses_of(
     """
     mine = [(place, 1.0) for place in places][ranks.rank :: ranks.size]
     found: dict[int, float] = {}
-    model.eval()
+    attached.model.eval()
     with torch.no_grad():
         for batch in collate(objective, rows, mine, settings):
-            out = objective.loss(model, batch.to(settings.device), replace(context, training=False))
+            ready = recalled(attached, objective, batch, settings)
+            out = objective.loss(attached.model, ready, replace(context, training=False))
             found.update(zip(batch.rows, out.per_row.tolist(), strict=True))
     every = {place: loss for each in ranks.gather(found) for place, loss in each.items()}
     if bad := [place for place in places if not math.isfinite(every[place])]:
@@ -312,15 +330,26 @@ def losses_of(
     return [every[place] for place in places]
 
 
+def held_bins(
+    attached: Attached, objective: Objective, rows: PreparedRows, settings: Settings, ranks: Ranks
+) -> list[Batch]:
+    """This rank's share of all rows in bins, ready for `evaluate`, by whatever model."""
+    batches = collate(objective, rows, [(place, 1.0) for place in range(len(rows))][ranks.rank :: ranks.size], settings)
+    attached.model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            recalled(attached, objective, batch, settings)
+    return batches
+
+
 def evaluate(
-    model: torch.nn.Module, objective: Objective, rows: PreparedRows, settings: Settings, ranks: Ranks
+    model: torch.nn.Module, objective: Objective, batches: Sequence[Batch], settings: Settings, ranks: Ranks
 ) -> float:
-    """The mean loss over all rows, per unit of weight (a trained token), each rank taking its share."""
-    mine = [(place, 1.0) for place in range(len(rows))][ranks.rank :: ranks.size]
+    """The mean loss over all ranks' bins, per unit of weight (a trained token)."""
     sums = torch.zeros(2, dtype=torch.float64)
     model.eval()
     with torch.no_grad():
-        for batch in collate(objective, rows, mine, settings):
+        for batch in batches:
             out = objective.loss(model, batch.to(settings.device), LossContext(0, settings.steps, False))
             sums += torch.tensor([out.loss_sum.item(), out.weight], dtype=torch.float64)
     ranks.sum([sums])

@@ -48,14 +48,17 @@ def pack_pairs(rows: Sequence[Row]) -> dict[str, Tensor]:
     }
 
 
-def answer_logprobs(model: nn.Module, tensors: dict[str, Tensor], pairs: int) -> tuple[Tensor, Tensor]:
+def answer_logprobs(
+    model: nn.Module, tensors: dict[str, Tensor], pairs: int, graph: bool = True
+) -> tuple[Tensor, Tensor]:
     """Each answer's log-probability, the sum over its tokens in fp32, and its number of tokens: both [pairs, 2],
-    chosen first."""
+    chosen first. `graph` as in `label_logprobs`."""
     import torch
 
     from graftline.stages.lm.label_logprobs import label_logprobs
 
-    each = label_logprobs(model, tensors["input_ids"], tensors["position_ids"], tensors["positions"], tensors["labels"])
+    ids, positions = tensors["input_ids"], tensors["position_ids"]
+    each = label_logprobs(model, ids, positions, tensors["positions"], tensors["labels"], graph=graph)
     zeros = torch.zeros(2 * pairs, dtype=torch.float32, device=each.device)
     owner = tensors["owner"]
     tokens = zeros.index_add(0, owner, torch.ones_like(each))

@@ -6,7 +6,8 @@ is what a checkpoint keeps: tensors by name, or JSON. A new method overrides wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -101,6 +102,25 @@ class Attached:
         self.model = model
         self.parameters = dict(sorted(parameters.items()))
         self.exact = dict(exact or {})
+        self._start: dict[str, Tensor] = {}
+
+    def keep_start(self) -> None:
+        """Keep what the parameters start from, which `at_start` goes back to: a second copy of what trains."""
+        self._start = {name: each.detach().clone() for name, each in self.parameters.items()}
+
+    @contextlib.contextmanager
+    def at_start(self) -> Iterator[None]:
+        """The model as it was at `keep_start`."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for name, other in self._start.items():
+            parameter = self.parameters[name]
+            self._start[name], parameter.data = parameter.data, other
 
     def extra_loss(self) -> Tensor | None:
         """A term added to the mean loss, after each forward pass."""
@@ -234,6 +254,17 @@ class Objective(Plug):
     def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
         """One bin: the rows, with their places in the table and the sampler's weights."""
         raise NotImplementedError(f"{type(self).__name__}.collate")
+
+    @property
+    def recalls(self) -> tuple[str, ...]:
+        """Names of the tensors that `recall` makes."""
+        return ()
+
+    def recall(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What `loss` wants to know of the model as training found it, which is how it stands here: tensors that join
+        the batch's. They are computed in the loss's own bin, with gradients where it has them, so that both are rounded
+        alike."""
+        raise NotImplementedError(f"{type(self).__name__}.recall")
 
     def loss(self, model: nn.Module, batch: Batch, context: LossContext) -> LossOut:
         raise NotImplementedError(f"{type(self).__name__}.loss")

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from graftline.stages.lm.held import held_of
 from graftline.stages.train.build import build
 from graftline.stages.train.checkpoint import Outcome
+from graftline.stages.train.collectives import Alone
 from graftline.stages.train.export import adapter_digest, write_card
-from graftline.stages.train.loop import Settings, evaluate, train
+from graftline.stages.train.loop import Settings, evaluate, held_bins, train
 from graftline.stages.train.prepared import PreparedRows
 from graftline.stages.train.reporting import writing
 from graftline.stages.train.source import IndexPlan
@@ -101,9 +102,11 @@ def work(
     )
     if ranks.rank:
         return {}
-    probe = held or PreparedRows(rows.sort_by("id").slice(0, PROBE_ROWS))
+    probe = held_bins(
+        attached, stage.objective, held or PreparedRows(rows.sort_by("id").slice(0, PROBE_ROWS)), settings, Alone()
+    )
     evaluated = outcome.values("eval_loss")
-    as_trained = evaluated[-1] if evaluated else _loss(job, attached.model, probe, settings)
+    as_trained = evaluated[-1] if evaluated else evaluate(attached.model, stage.objective, probe, settings, Alone())
     folder = out / stage.adapter.makes
     shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
@@ -122,7 +125,7 @@ def work(
     def served(held: str) -> float:
         model: Any = stage.adapter.reopen(folder, directory, job.dtype, held)
         faster(model)
-        return _loss(job, model.to(job.device).eval(), probe, settings)
+        return evaluate(model.to(job.device), stage.objective, probe, settings, Alone())
 
     measured = {"loss_as_trained": as_trained, "loss_as_served": served(job.valid_on)}
     if job.valid_on != "none":  # what a service gives that puts all its adapters on one float base
@@ -145,12 +148,6 @@ def _describe(job: Job, folder: Path, directory: Path, about: dict[str, Any]) ->
     digest = adapter_digest(folder)
     write_card(folder, base, {**about, "adapter_digest": digest})
     return {"adapter_digest": digest, "weights_digest": weights}
-
-
-def _loss(job: Job, model: Any, rows: PreparedRows, settings: Settings) -> float:
-    from graftline.stages.train.collectives import Alone
-
-    return evaluate(model, job.stage.objective, rows, settings, Alone())
 
 
 def _metrics(outcome: Outcome, epoch: int) -> dict[str, Any]:

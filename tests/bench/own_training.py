@@ -1,7 +1,6 @@
 """Our side of `train.py`: one job (a JSON file, see there) trained in this process, its figures as one JSON line.
 
 The loop is Train's, with Train's defaults and a worker's environment; only its checkpoints and its log are left out.
-DPO's reference pass, which Train runs as a hidden stage before, is part of the time.
 """
 
 from __future__ import annotations
@@ -32,13 +31,11 @@ def main() -> None:
     dtype = job["dtype"] or probe_dtype()
     rows = [json.loads(line) for line in Path(job["rows"]).read_text(encoding="utf-8").splitlines()]
     with quietly():
-        before = reference(job, dtype, rows) if job["work"] == "dpo" else 0.0
         seconds, numbers = trained(job, dtype, rows)
     print(
         json.dumps(
             {
-                "seconds": before + seconds,
-                "reference_seconds": before,
+                "seconds": seconds,
                 "numbers": numbers,
                 "peak_kib": peak_kib(),
                 "settings": {"dtype": dtype},
@@ -46,28 +43,6 @@ def main() -> None:
             }
         )
     )
-
-
-def reference(job: dict[str, Any], dtype: str, rows: list[dict[str, Any]]) -> float:
-    """The reference's log-probabilities, put into the rows as `ReferenceLogprobs` does. Seconds without the warm
-    rows'."""
-    import numpy as np
-    import torch
-
-    from graftline.stages.train import Float
-    from graftline.stages.train.build import build
-    from graftline.stages.train.pairs import answer_logprobs, pack_pairs
-    from graftline.stages.train.reference_logprobs import BaseAlone
-
-    model = build(Path(job["model"]), dtype, Float(), BaseAlone(), 0, "cpu").model.eval()
-    for place, row in enumerate(rows):
-        if place == job["warm"] * job["batch"]:
-            started = time.perf_counter()
-        arrays = {name: np.array(ids, dtype=np.int64) for name, ids in row.items() if name.endswith("_ids")}
-        with torch.no_grad():
-            sums, _ = answer_logprobs(model, pack_pairs([arrays]), 1)
-        row["reference_chosen"], row["reference_rejected"] = sums[0].tolist()
-    return time.perf_counter() - started
 
 
 def trained(job: dict[str, Any], dtype: str, rows: list[dict[str, Any]]) -> tuple[float, list[dict[str, float]]]:

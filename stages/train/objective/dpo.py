@@ -31,17 +31,28 @@ class Dpo(Objective):
 
     Args:
         beta: β, how dear it is to leave the reference.
-        form: `sigmoid`, or `ipo`: (h − 1/(2β))², where h is the difference of the *means* over each answer's tokens.
+        form: what becomes of the scores: `sigmoid`; `hinge`, max(0, 1 − β(s_w − s_l)); `robust`, see `smoothing`;
+            `ipo`, (h − 1/(2β))² with h the difference of the *means* over each answer's tokens; `simpo`, −log σ(β(m_w −
+            m_l) − γ) with m the mean of log π, which needs no reference, and a β of 2 or more.
         smoothing: share of pairs believed to be labelled the wrong way round, ε (below 0.5): the loss is
-            (1 − ε)·L(s_w − s_l) + ε·L(s_l − s_w).
+            (1 − ε)·L(s_w − s_l) + ε·L(s_l − s_w); of `robust`, unbiased, ((1 − ε)·L(s_w − s_l) − ε·L(s_l − s_w)) /
+            (1 − 2ε).
+        gamma: γ of `simpo`, the margin a pair should have.
+        likelihood: α: adds α times the mean negative log-probability of the chosen answer's tokens.
         reference: π_ref is the model as training `start`s (the held base with the adapter's initial state), or the
-            pristine `base`. Its log-probabilities are a hidden row stage, computed once.
+            pristine `base`, always `precomputed`.
+        precomputed: π_ref's log-probabilities are a hidden row stage, computed once and shared by trials, which saves a
+            forward pass a step from the second epoch on. In bf16 policy and reference are then rounded apart, in other
+            passes: margins of SmolLM2-135M begin between −0.1 and 0.1 instead of at 0 [measured]. Otherwise each bin
+            has both in turn, for which a second copy of what trains is kept.
 
     Raises:
-        InvalidField: label smoothing together with `ipo`; an adapter with dropout, which the reference would not have.
+        InvalidField: label smoothing together with `ipo`; γ without `simpo`; what a form has no use for; an adapter
+            with dropout, which the reference would not have.
 
-    Property tested: log 2 at the start, 1/(4β²) for IPO; margins grow; sums for DPO and means for IPO; packed pairs
-    have the loss of separate ones; swapped answers turn the gradient round; the reference is the adapter's start.
+    Property tested: log 2 at the start, exactly, in bf16 too, and 1/(4β²) for IPO; margins grow; sums for DPO and means
+    for IPO; packed pairs have the loss of separate ones; swapped answers turn the gradient round; the reference is the
+    adapter's start, after a resumption too; precomputed, it gives the same loss in fp32.
     """
 
     method = "align.dpo"
@@ -50,16 +61,29 @@ class Dpo(Objective):
         Paper("OpenBezoar: Small, Cost-Effective and Open Models Trained on Mixes of Instruction Data"),
         Paper("Advanced Natural-based interaction for the ITAlian language: LLaMAntino-3-ANITA"),
     )
+    version = 2  # the reference is computed beside the policy
     needs = {"prompt": "messages", "chosen": "string", "rejected": "string"}
 
     beta: Annotated[float, Field(gt=0)] = 0.1
-    form: Literal["sigmoid", "ipo"] = "sigmoid"
+    form: Literal["sigmoid", "hinge", "robust", "ipo", "simpo"] = "sigmoid"
     smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    gamma: Annotated[float, Field(ge=0)] = 0.0
+    likelihood: Annotated[float, Field(ge=0)] = 0.0
     reference: Literal["start", "base"] = "start"
+    precomputed: bool = False
 
     def check(self) -> None:
         if self.smoothing and self.form == "ipo":
             raise InvalidField("IPO has no label smoothing", where="Dpo.smoothing", do='use form="sigmoid", or 0')
+        if self.form == "robust" and not self.smoothing:
+            raise InvalidField(
+                "without wrong labels it is the sigmoid", where="Dpo.smoothing", do="say which share of them is wrong"
+            )
+        if self.gamma and self.form != "simpo":
+            raise InvalidField("only SimPO has a margin", where="Dpo.gamma", do='use form="simpo", or 0')
+        if self.form == "simpo" and (self.precomputed or self.reference != "start"):
+            name = "precomputed" if self.precomputed else "reference"
+            raise InvalidField("SimPO has no reference", where=f"Dpo.{name}", do="leave it out")
 
     def suits(self, adapter: Adapter) -> None:
         if getattr(adapter, "dropout", 0.0):
@@ -71,6 +95,8 @@ class Dpo(Objective):
 
     def prepare(self, rows: Stage, start: Start) -> Stage:
         pairs = TokenisedPairs(rows=rows, model=start.pristine, max_length=start.max_length)
+        if not self._in_rows:
+            return pairs
         if self.reference == "base":
             return ReferenceLogprobs(rows=pairs, model=start.pristine, base=Float(), dtype=start.dtype)
         if start.adapter.identity_at_start:  # neither rank nor seed matters, so that a sweep over them shares one
@@ -93,21 +119,35 @@ class Dpo(Objective):
     def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
         import torch
 
-        tensors = pack_pairs(rows) | {
-            "reference": torch.tensor([[row["reference_chosen"], row["reference_rejected"]] for row in rows]),
-            "weights": torch.tensor(weights, dtype=torch.float32),
-        }
+        tensors = pack_pairs(rows) | {"weights": torch.tensor(weights, dtype=torch.float32)}
+        if self._in_rows:
+            found = [[row["reference_chosen"], row["reference_rejected"]] for row in rows]
+            tensors["reference"] = torch.tensor(found)
         return Batch(tuple(places), tensors, weight=float(sum(weights)), tokens=tensors["input_ids"].numel())
+
+    @property
+    def _in_rows(self) -> bool:
+        """Whether the rows say what the reference does."""
+        return self.form != "simpo" and (self.precomputed or self.reference == "base")
+
+    @property
+    def recalls(self) -> tuple[str, ...]:
+        return () if self._in_rows or self.form == "simpo" else ("reference",)
+
+    def recall(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"reference": answer_logprobs(model, batch.tensors, len(batch.rows), graph=False)[0].detach()}
 
     def loss(self, model: nn.Module, batch: Batch, context: LossContext) -> LossOut:
         import torch
 
         given, weights = batch.tensors, batch.tensors["weights"]
         logprobs, tokens = answer_logprobs(model, given, len(batch.rows))
-        ratios = logprobs - given["reference"]
-        each = self._each(ratios, tokens)
+        scores = logprobs / tokens if self.form == "simpo" else logprobs - given["reference"]
+        each = self._each(scores, tokens)
+        if self.likelihood:
+            each = each - self.likelihood * logprobs[:, 0] / tokens[:, 0]
         with torch.no_grad():
-            margin = self.beta * (ratios[:, 0] - ratios[:, 1])
+            margin = self.beta * (scores[:, 0] - scores[:, 1])
             shown = {
                 "accuracy": (margin > 0).float(),
                 "margin": margin,
@@ -117,12 +157,18 @@ class Dpo(Objective):
             metrics = {name: float((value * weights).sum()) for name, value in shown.items()}
         return LossOut((each * weights).sum(), batch.weight, each.detach(), metrics)
 
-    def _each(self, ratios: Tensor, tokens: Tensor) -> Tensor:
-        """Each pair's loss, of log π − log π_ref [pairs, 2] and the answers' lengths."""
-        from torch.nn.functional import logsigmoid
+    def _each(self, scores: Tensor, tokens: Tensor) -> Tensor:
+        """Each pair's loss, of both answers' scores [pairs, 2] and lengths."""
+        from torch.nn.functional import logsigmoid, relu
 
         if self.form == "ipo":
-            means = ratios / tokens
+            means = scores / tokens
             return (means[:, 0] - means[:, 1] - 1 / (2 * self.beta)) ** 2
-        margin = self.beta * (ratios[:, 0] - ratios[:, 1])
-        return -(1 - self.smoothing) * logsigmoid(margin) - self.smoothing * logsigmoid(-margin)
+
+        def one(margin: Tensor) -> Tensor:
+            return relu(1 - margin) if self.form == "hinge" else -logsigmoid(margin - self.gamma)
+
+        margin, wrong = self.beta * (scores[:, 0] - scores[:, 1]), self.smoothing
+        if self.form == "robust":
+            return ((1 - wrong) * one(margin) - wrong * one(-margin)) / (1 - 2 * wrong)
+        return (1 - wrong) * one(margin) + wrong * one(-margin)

@@ -10,7 +10,7 @@ import torch
 from graftline.stages.errors import RunError
 from graftline.stages.train import AdamW, Lora, LossFilter, Sft, Shuffled
 from graftline.stages.train.collectives import Alone
-from graftline.stages.train.loop import collate, evaluate, seeded, train
+from graftline.stages.train.loop import collate, evaluate, held_bins, seeded, train
 from graftline.stages.train.masters import average_gradients, collect_gradients, masters_of
 from graftline.stages.train.plugs import Attached, Bound, Drawn, LossContext, Optimizer
 from graftline.stages.train.source import IndexPlan
@@ -194,7 +194,8 @@ def test_the_first_loss_is_the_pristine_bases(run, llama, rows, settings, record
     reporter = recorder()
     run(reporter)
     held = rows([7, 13, 10], seed=1)
-    expected = evaluate(llama(), Sft(), held, settings(), Alone())
+    bins = held_bins(Attached(llama(), {}), Sft(), held, settings(), Alone())
+    expected = evaluate(llama(), Sft(), bins, settings(), Alone())
     assert reporter.values("eval_loss")[0] == pytest.approx(expected, abs=1e-6)
     apart = [collate(Sft(), held, [(place, 1.0)], settings())[0] for place in range(3)]
     sums = [Sft().loss(llama(), each, LossContext(0, 1, False)) for each in apart]

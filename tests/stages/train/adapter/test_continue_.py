@@ -105,10 +105,12 @@ def run(context, tmp_path, tiny_directory, opened, messages, preferences):
     context.artefacts[Llm("tiny")] = opened(tiny_directory)
 
     def tables(hidden, field, first):
-        if isinstance(hidden, train.ReferenceLogprobs):
+        scored = isinstance(hidden, train.ReferenceLogprobs)
+        tokenised = hidden.rows if scored else hidden
+        if isinstance(tokenised, train.TokenisedPairs):
             rows = preferences(9) if field == "prepared" else preferences(4, start=50)
-            rows = hidden.rows.map_rows(rows, context).drop_columns(["filtered"])
-            for name, values in hidden.score_rows(rows, context).items():
+            rows = tokenised.map_rows(rows, context).drop_columns(["filtered"])
+            for name, values in hidden.score_rows(rows, context).items() if scored else ():
                 rows = rows.append_column(name, [values])
             return rows
         rows = messages(12, start=first) if field == "prepared" else messages(4, start=50)
@@ -258,10 +260,13 @@ def preferring(model, **fields):
 
 @pytest.mark.parametrize("adapter", [Lora(rank=2), Pissa(rank=2)], ids=repr)
 @pytest.mark.parametrize("base", [Float(), Nf4()], ids=repr)
-def test_dpo_after_sft_has_the_sft_adapter_as_its_reference(run, context, tiny_directory, preferences, adapter, base):
+@pytest.mark.parametrize("objective", [Dpo(), Dpo(precomputed=True)], ids=["beside", "precomputed"])
+def test_dpo_after_sft_has_the_sft_adapter_as_its_reference(
+    run, context, tiny_directory, preferences, adapter, base, objective
+):
     first = begun(adapter=adapter, base=base, optimizer=AdamW(lr=0.02), steps=8)
-    stage = preferring(first, steps=2)
-    hidden = stage.expand()["prepared"]
+    stage = preferring(first, steps=2, objective=objective)
+    hidden = preferring(first, objective=Dpo(precomputed=True)).expand()["prepared"]
     assert isinstance(hidden, train.ReferenceLogprobs) and hidden.model == first and hidden.adapter == Continue()
     run(stage)
     assert context.values("loss")[-2] == pytest.approx(math.log(2), abs=1e-5)
