@@ -80,7 +80,7 @@ def trials_of(artefact: Artefact) -> list[dict[str, Any]]:
     return [{**trial, "seconds": 0} for trial in artefact.metrics["trials"]]
 
 
-@pytest.mark.real
+@pytest.mark.slow
 def test_a_trial_that_waited_is_the_trial_that_never_did(sweeping: Any, tmp_path: Path) -> None:
     made = sweeping("halved", [1e-6, 0.02, 1e30], scheduler=sweep.Halving(grace=2, reduction=2.0))
     bad, good, broken = made.metrics["trials"]
