@@ -48,11 +48,14 @@ PEERS: dict[str, dict[str, dict[str, Any]]] = {
         "flat4": FLAT | {"rows_a_pass": 4},
         "single": FAST | {"rows_a_pass": 1},
         "padded": FAST,
+        "default2": {"processes": 2},
+        "best2": FLAT | {"processes": 2},
     },
     "nf4": {
         "default": {},
         "best": FLAT | {"compute": "bfloat16"},
         "flat4": FLAT | {"compute": "bfloat16", "rows_a_pass": 4},
+        "best2": FLAT | {"compute": "bfloat16", "processes": 2},
     },
     "dpo": {
         "default": {},
@@ -61,7 +64,8 @@ PEERS: dict[str, dict[str, dict[str, Any]]] = {
         "four": FAST | {"rows_a_pass": 4},
     },
 }
-"""What TRL is told, by name; `rows_a_pass` makes the rest of a step's rows accumulate."""
+"""What TRL is told, by name; `rows_a_pass` makes the rest of a step's rows accumulate, `processes` share them under
+torchrun, as `accelerate launch` would."""
 
 
 def main() -> None:
@@ -128,9 +132,13 @@ def turn(python: Path, job: dict[str, Any], name: str, tokens: int, scratch: Pat
     """One side's process, from start to end."""
     file = scratch / "job.json"
     own = name == "own"
-    file.write_text(json.dumps(job if own else job | {"settings": PEERS[job["work"]][name]}), encoding="utf-8")
+    settings = {} if own else dict(PEERS[job["work"]][name])
+    processes = settings.pop("processes", 1)
+    file.write_text(json.dumps(job if own else job | {"settings": settings}), encoding="utf-8")
     side = [sys.executable, HERE / "own_training.py"] if own else [python, HERE / "peers" / "trl_side.py"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "HF_HUB_OFFLINE": "1"}
+    if processes > 1:
+        side[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"] // processes), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([*side, file], env=environment, capture_output=True, text=True, cwd=scratch)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-4000:]}")

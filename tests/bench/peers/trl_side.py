@@ -7,6 +7,7 @@ in. What the job does not name is left as TRL, PEFT and bitsandbytes have it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -21,19 +22,25 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
 PACKAGES = ("torch", "trl", "peft", "transformers", "bitsandbytes", "accelerate")
 SHOWN = {"loss": "loss", "logps/chosen": "logprob_chosen", "rewards/margins": "margin"}
 
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    torch.set_num_threads(job["threads"])
+    torch.set_num_threads(job["threads"] // PROCESSES)
     rows = [json.loads(line) for line in Path(job["rows"]).read_text(encoding="utf-8").splitlines()]
     watch = Watch(job["warm"])
     with tempfile.TemporaryDirectory() as scratch:
         trainer = made(job, rows, scratch)
         trainer.add_callback(watch)
         trainer.train()
+    peaks = [peak_kib()] * PROCESSES
+    if PROCESSES > 1:
+        torch.distributed.all_gather_object(peaks, peak_kib())
+        if torch.distributed.get_rank():
+            return
     arguments, model = trainer.args, trainer.model
     first = next(each for each in model.parameters() if each.requires_grad)
     settings = {
@@ -51,7 +58,7 @@ def main() -> None:
             {
                 "seconds": watch.seconds,
                 "numbers": watch.numbers,
-                "peak_kib": peak_kib(),
+                "peak_kib": sum(peaks),
                 "settings": settings,
                 "versions": {name: version(name) for name in PACKAGES},
             }
@@ -91,12 +98,12 @@ def made(job: dict[str, Any], rows: list[dict[str, Any]], scratch: str) -> Any:
         chosen |= formats | {"dtype": job["dtype"], "bf16": job["dtype"] == "bfloat16" and chosen.get("bf16", True)}
     loading = {"dtype": chosen.pop("dtype")} if "dtype" in chosen else {}
     adapter, compute = chosen.pop("adapter", None), chosen.pop("compute", None)
-    rows_a_pass = chosen.pop("rows_a_pass", job["batch"])
+    rows_a_pass = chosen.pop("rows_a_pass", job["batch"] // PROCESSES)
     terms = {
         "output_dir": scratch,
         "use_cpu": True,  # without it TRL refuses: its default of bf16 would want a GPU
         "per_device_train_batch_size": rows_a_pass,
-        "gradient_accumulation_steps": job["batch"] // rows_a_pass,
+        "gradient_accumulation_steps": job["batch"] // PROCESSES // rows_a_pass,
         "learning_rate": job["lr"],
         "lr_scheduler_type": "constant",
         "num_train_epochs": 1,
