@@ -192,6 +192,4 @@ class RoundLedger(Ledger):
 
 def prompt_digest(request: Request) -> str:
     """What a request asks, whatever its id."""
-    asked = asdict(request)
-    asked.pop("id")
-    return digest(json.loads(canonical(asked)))[:32]
+    return digest(json.loads(canonical(request.asked())))[:32]

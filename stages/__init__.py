@@ -24,6 +24,7 @@ __getattr__, __dir__ = family(
     __name__,
     Embedder="lm.embedder",
     Endpoint="lm.endpoint",
+    Growing="repeat",
     Llm="lm.llm",
     Previous="repeat",
     Repeat="repeat",

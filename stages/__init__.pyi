@@ -13,6 +13,7 @@ from graftline.stages import train as train
 from graftline.stages.lm.embedder import Embedder as Embedder
 from graftline.stages.lm.endpoint import Endpoint as Endpoint
 from graftline.stages.lm.llm import Llm as Llm
+from graftline.stages.repeat import Growing as Growing
 from graftline.stages.repeat import Previous as Previous
 from graftline.stages.repeat import Repeat as Repeat
 from graftline.stages.repeat import Round as Round

@@ -55,9 +55,33 @@ class Round(Plug):
         return self.plus + self.times * number
 
 
+class Growing(Plug):
+    """Inside the body of a `Repeat`, in place of a whole number: `first * factor ** (n - 1)` in round n, which counts
+    from 1, to the nearest whole number. `Train(steps=Growing(first=40, factor=1.2))` takes 40, 48, 58 steps.
+
+    Args:
+        first: the number in round 1.
+        factor: from one round to the next, from 1.
+    """
+
+    origin = "a number, not a method"
+    placeholder = True
+
+    first: Annotated[int, Field(ge=1)]
+    factor: Annotated[float, Field(ge=1)]
+
+    @property
+    def stand_in(self) -> int:
+        return self.first
+
+    def at(self, number: int) -> int:
+        """The number in this round."""
+        return round(self.first * self.factor ** (number - 1))
+
+
 class Repeat(Stage):
-    """A loop: each round is the body with `Previous()` and `Round()` filled in. Rounds are ordinary stages: cached,
-    shared, resumed after a kill. The result is the last round's, and of its kind.
+    """A loop: each round is the body with `Previous()`, `Round()` and `Growing()` filled in. Rounds are ordinary
+    stages: cached, shared, resumed after a kill. The result is the last round's, and of its kind.
 
     Args:
         body: what is made in each round.
@@ -138,7 +162,9 @@ class Repeat(Stage):
 
     def foreseen(self) -> Mapping[str, Stage]:
         rounds, before = {}, self.start
-        for number in range(1, 2 if self.until else min(self.at_most, MOST_FORESEEN) + 1):
+        # A loop that may end early is its first round so many times at most, unless later rounds take more.
+        alike = self.until and not any(isinstance(node, Growing) for node in walk(self.body))
+        for number in range(1, 2 if alike else min(self.at_most, MOST_FORESEEN) + 1):
             before = rounds[f"round {number}"] = self._round(number, before)
         return rounds
 
@@ -195,7 +221,7 @@ def placed(pattern: Any, number: int, before: Stage) -> dict[str, Any]:
     for node in walk(pattern):
         if isinstance(node, Previous):
             found[node.key] = before
-        elif isinstance(node, Round):
+        elif isinstance(node, (Round, Growing)):
             found[node.key] = node.at(number)
     return found
 

@@ -61,7 +61,7 @@ class SelfInstructTasks(Rounds):
     same reply included, is above `novelty`. The model then says whether it is a classification; instances are written
     label first for these, else input first. Instances with no output, one equal to the input, a final colon, or cut
     off go; where one input has two outputs, the whole task goes. What cannot be read goes back `retries` times, then
-    the row has failed. The paper's presence penalty is left out: engines here have none.
+    the row has failed.
 
     Args:
         seeds: rows whose last user turn is a task.
@@ -70,6 +70,7 @@ class SelfInstructTasks(Rounds):
         system: of the rows made (None: none).
         temperature: of the tasks, from 0; what follows is the likeliest.
         top_p: above 0, up to 1, of the tasks.
+        presence: of the tasks, -2 to 2: what it takes off the logit of every token that a reply already has.
         max_new_tokens: of a list of tasks, and of the instances of one.
         novelty: the largest ROUGE-L F to any other task, 0 to 1.
         forbidden: phrases no task may hold, found as whole words, without regard to case.
@@ -87,6 +88,7 @@ class SelfInstructTasks(Rounds):
     with conflicting outputs disappears; rows do not depend on how answers were batched.
     """
 
+    version = 2  # tasks are asked for with a presence penalty
     method = "generate.self_instruct.tasks"
     papers = (Paper("Efficacy of Machine-Generated Instructions"),)
     adds = {
@@ -103,6 +105,7 @@ class SelfInstructTasks(Rounds):
     system: str | None = None
     temperature: Annotated[float, Field(ge=0)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.5
+    presence: Annotated[float, Field(ge=-2, le=2)] = 2.0
     max_new_tokens: Annotated[int, Field(ge=1)] = 1024
     novelty: Annotated[float, Field(gt=0, le=1)] = 0.7
     forbidden: tuple[str, ...] = FORBIDDEN
@@ -139,7 +142,7 @@ class SelfInstructTasks(Rounds):
                 key = f"{round}/{number}"
                 texts, rows = self._listed(state, key)
                 listed = "".join(f"{place}. {text}\n" for place, text in enumerate(texts, 1))
-                sampling = self._sampling(self.temperature, self.top_p)
+                sampling = replace(self._sampling(self.temperature, self.top_p), presence=self.presence)
                 prefix = f"{listed}{len(texts) + 1}."
                 state.questions.ask(Question(key, turns(None, WRITE), sampling, rows, prefix=prefix))
                 state.due += WRITTEN

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from graftline.stages.repeat import Repeat
     from graftline.stages.until import Until
 
+FIRST_STEPS, GROWTH = 40, 1.2
+"""Steps of a loop's first training, and of each further one per step of the one before (the paper's)."""
 INSTRUCTION = "Think step by step. End with a line of #### and the answer alone."
 
 
@@ -217,12 +219,15 @@ def star_loop(
     **fields: Any,
 ) -> Repeat:
     """STaR: in each round the last round's model explains all questions anew, and the *original* one is trained on what
-    was kept. (The paper trains 20 % longer in each round; here a round's length is what `tune` says.)
+    was kept. A training of which `tune` says neither `steps` nor `epochs` is as long as the paper's: 40 steps in the
+    first round, 20 % more in each further one (48, 58, 69, ...). What `tune` says holds: `steps=100` in every round,
+    `epochs=2.0`, `steps=Growing(first=60, factor=1.1)`; `steps=None` leaves the length to the training's own default.
 
     Args:
         questions: rows with their reference in `answer`; the training part.
         model: the original model.
-        tune: rows → training on them, from `model`: `lambda rows: train.Train(model=student, rows=rows)`.
+        tune: rows → training on them, from `model`: `lambda rows: train.Train(model=student, rows=rows)`. One that has
+            no `steps` is left as it is.
         at_most: rounds.
         until: ends the loop early, such as when a report on dev rows no longer grows.
         fields: further ones of `Star`.
@@ -230,7 +235,7 @@ def star_loop(
     Raises:
         InvalidField: `tune` trains another model.
     """
-    from graftline.stages.repeat import Previous, Repeat
+    from graftline.stages.repeat import Growing, Previous, Repeat
 
     body = tune(Star(questions=questions, model=Previous(), **fields))
     if getattr(body, "model", None) != model:
@@ -239,4 +244,7 @@ def star_loop(
             where="star_loop.tune",
             do="give its training the same model in every round, or errors add up",
         )
+    # By what was written, not by what differs from the defaults: `epochs=3.0` says something, too.
+    if "steps" in type(body).model_fields and not body.model_fields_set & {"steps", "epochs"}:
+        body = body.replace("steps", Growing(first=FIRST_STEPS, factor=GROWTH))
     return Repeat(body=body, start=model, until=until, at_most=at_most)

@@ -47,6 +47,8 @@ def body_of(endpoint: Endpoint, request: Request) -> dict[str, Any]:
         "max_tokens": sampling.max_new_tokens,
         "seed": sampling.seed % 2**31,
     }
+    if sampling.presence:
+        body["presence_penalty"] = sampling.presence
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     if request.prefix:

@@ -105,7 +105,12 @@ def decide(scores: torch.Tensor, turns: Sequence[Turn | None], answers: Sequence
             continue
         if turn.stopped(tokens):
             scores[row, turn.ends[0]] = torch.inf
-        elif turn.sampling.temperature > 0:
+            continue
+        if turn.sampling.presence and tokens:
+            # As a tensor: torch takes twice as long to index with a list.
+            seen = torch.tensor(list(set(tokens)), device=scores.device)
+            scores[row, seen] -= turn.sampling.presence
+        if turn.sampling.temperature > 0:
             rows.append(row)
             temperatures.append(turn.sampling.temperature)
             top_ps.append(turn.sampling.top_p)

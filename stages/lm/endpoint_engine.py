@@ -14,7 +14,6 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -307,7 +306,7 @@ def _key(endpoint: Endpoint) -> str:
 
 def _asked(request: Request) -> str:
     """What a request asks, whatever its id."""
-    return digest({**asdict(request), "id": ""})
+    return digest(request.asked())
 
 
 def _renamed(answer: Answer, id: str) -> Answer:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 Messages = Sequence[Mapping[str, str]]
 """A conversation: mappings with `role` and `content`."""
@@ -25,6 +25,8 @@ class Sampling:
         stop: texts at which the answer ends; not part of it.
         seed: of this request alone: the same seed and prompt give the same text, whoever shares the batch (up to
             rounding).
+        presence: subtracted once, before the temperature, from the logit of every token that the answer already has
+            (-2 to 2; OpenAI's `presence_penalty`): above 0 it repeats itself less. A prefix is no part of the answer.
     """
 
     temperature: float = 0.0
@@ -32,6 +34,14 @@ class Sampling:
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ()
     seed: int = 0
+    presence: float = 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, for digests: without `presence` where there is none, as digests were before there was."""
+        values = asdict(self)
+        if not self.presence:
+            del values["presence"]
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,15 @@ class Request:
     sampling: Sampling = Sampling()
     adapter: str | None = None
     prefix: str = ""
+
+    def asked(self) -> dict[str, Any]:
+        """What it asks, whatever its id, as plain values: what is alike in this is the same request."""
+        return {
+            "messages": [dict(message) for message in self.messages],
+            "sampling": self.sampling.plain(),
+            "adapter": self.adapter,
+            "prefix": self.prefix,
+        }
 
 
 @dataclass(frozen=True, slots=True)

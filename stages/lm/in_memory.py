@@ -99,6 +99,7 @@ def _check(sampling: Sampling, id: str) -> None:
     for name, good, range_ in (
         ("temperature", 0 <= sampling.temperature < float("inf"), "at least 0"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0, at most 1"),
+        ("presence", -2 <= sampling.presence <= 2, "-2 to 2"),
         ("max_new_tokens", sampling.max_new_tokens >= 1, "at least 1"),
         ("stop", all(sampling.stop), "texts that are not empty"),
     ):

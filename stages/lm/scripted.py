@@ -12,7 +12,6 @@ import hashlib
 import random
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -143,7 +142,7 @@ class ScriptedEngine:
             raise EngineFailed("the engine is closed", where=self.model, do="open it again")
         sampling = request.sampling
         messages = [[message["role"], message["content"]] for message in request.messages]
-        seed = digest([messages, request.prefix, asdict(sampling), self._known(request.adapter)])
+        seed = digest([messages, request.prefix, sampling.plain(), self._known(request.adapter)])
         tokens_in = sum(len(content.split()) + 4 for _, content in messages) + len(request.prefix.split())
         words = sentence(int(seed[:16], 16)).split()
         count = len(words) + 1  # a word is a token here, and so is the end of the turn

@@ -91,6 +91,7 @@ class Asked(BaseModel):
     mu: Annotated[float, Field(ge=0, le=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
     seed: int | None = None
@@ -127,6 +128,7 @@ class Asked(BaseModel):
             "adapter": adapter,
             "temperature": 1.0 if self.temperature is None else self.temperature,
             "top_p": 1.0 if self.top_p is None else self.top_p,
+            "presence": self.presence_penalty or 0.0,
             "stop": stop,
         }
         places = [(prompt, choice) for prompt in prompts for choice in range(self.choices)]
@@ -147,7 +149,6 @@ class ChatRequest(Asked):
         "top_logprobs": (0,),
         "logit_bias": ({},),
         "frequency_penalty": (0,),
-        "presence_penalty": (0,),
         "audio": (),
     }
 

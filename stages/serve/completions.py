@@ -25,7 +25,6 @@ class CompletionRequest(Asked):
         "logprobs": (),
         "logit_bias": ({},),
         "frequency_penalty": (0,),
-        "presence_penalty": (0,),
     }
 
     prompt: (

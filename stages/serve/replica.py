@@ -90,6 +90,7 @@ class EngineReplica:
             max_new_tokens=call["max_new_tokens"],
             stop=tuple(call["stop"]),
             seed=call["seed"],
+            presence=call["presence"],
         )
         return Request(
             id=call["id"],

@@ -123,8 +123,10 @@ def test_the_prompt_decides_not_its_id():
     messages = ({"role": "user", "content": "hi"},)
     one = prompt_digest(Request("1", messages))
     assert one == prompt_digest(Request("2", messages))
+    assert one == "5ebc97c05450fb07a6572c46f892c03d", "answers that are kept are found again"
     for other in (
         Request("1", messages, Sampling(seed=1)),
+        Request("1", messages, Sampling(presence=0.5)),
         Request("1", messages, adapter="a"),
         Request("1", messages, prefix="x"),
         Request("1", (*messages, {"role": "assistant", "content": ""})),

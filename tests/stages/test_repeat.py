@@ -11,7 +11,21 @@ from typing import Any
 import pytest
 
 from graftline.pipelines import Run, plan, run
-from graftline.stages import Made, Mapper, Model, Previous, Repeat, Round, Rows, Scorer, Selector, Source, Stage, Until
+from graftline.stages import (
+    Growing,
+    Made,
+    Mapper,
+    Model,
+    Previous,
+    Repeat,
+    Round,
+    Rows,
+    Scorer,
+    Selector,
+    Source,
+    Stage,
+    Until,
+)
 from graftline.stages.errors import InvalidField, MissingColumn, NothingKept, WrongKind
 from graftline.stages.evaluate.figure import Figure
 from graftline.stages.lm.reference import base_of
@@ -138,6 +152,19 @@ def test_it_is_a_value() -> None:
     assert dropping().replace("body.length", 2).body.length == 2
 
 
+def test_a_number_may_grow_from_round_to_round() -> None:
+    body = Better(model=Previous(), rows=Words(), knob=Knob(seed=Growing(first=40, factor=1.2)))
+    loop = Repeat(body=body, start=Base(), at_most=5)
+    assert from_json(to_json({"r": loop}), CLASSES) == {"r": loop}
+    rounds = list(loop.foreseen().values())
+    assert [each.knob.seed for each in rounds] == [40, 48, 58, 69, 83]
+    plain = Better(model=Base(), rows=Words(), knob=Knob(seed=40))
+    assert rounds[0] == plain.replace("label", "Better, round 1"), "a round is a plain value"
+    for wrong in ({"first": 0, "factor": 1.2}, {"first": 40, "factor": 0.9}):
+        with pytest.raises(InvalidField, match="greater than or equal to 1"):
+            Growing(**wrong)
+
+
 def test_it_reads_its_start_and_what_no_round_changes() -> None:
     assert set(inputs(dropping())) == {Words()}
     assert set(inputs(bettering())) == {Base(), Words()}
@@ -197,6 +224,17 @@ def test_no_round_is_made_twice(go: Any) -> None:
     assert go(dropping(3))["result"].metrics["rounds_made"] == 3 and MADE["Drop"] == 3
 
 
+def test_rounds_that_grow_are_resumed(go: Any) -> None:
+    def growing(at_most: int) -> Repeat:
+        return Repeat(body=Drop(rows=Previous(), length=Growing(first=1, factor=1.7)), start=Words(), at_most=at_most)
+
+    go(growing(2))
+    assert MADE["Drop"] == 2 and go(growing(2)).ran == 0
+    looped = go(growing(3))["result"]
+    assert MADE["Drop"] == 3 and looped.count == 1
+    assert looped.digest == go(dropping(3))["result"].digest, "1, 2 and 3 as well, for 1, 1.7 and 2.89"
+
+
 def test_a_model_that_gets_better(go: Any) -> None:
     artefact = go(bettering(3))["result"]
     assert artefact.metrics["loss"] == 1.0 and artefact.metrics["seed"] == 31
@@ -239,3 +277,6 @@ def test_plan_shows_the_rounds_that_will_be_made(tmp_path: Path) -> None:
 
     assert names(dropping(3)) == ["Drop, round 1", "Drop, round 2", "Drop, round 3"]
     assert names(dropping(3, until=Until(nothing_kept=True))) == ["Drop, round 1"]
+    growing = Drop(rows=Previous(), length=Growing(first=1, factor=2.0))
+    later = Repeat(body=growing, start=Words(), at_most=2, until=Until(nothing_kept=True))
+    assert names(later) == ["Drop, round 1", "Drop, round 2"], "later rounds take more than the first"

@@ -117,6 +117,8 @@ def test_lists_show_seeds_and_then_machine_made_tasks(play: Any, stage: Any, see
             assert last == "9." and len(set(shown)) == 8
             assert len(set(shown) - human) == (2 if number else 0) and set(shown) <= human | asked
     assert lists[0][0].sampling.temperature == 0.7 and lists[0][0].sampling.top_p == 0.5
+    for request in (request for requests in rounds.requests for request in requests):
+        assert request.sampling.presence == (2.0 if kind(request) == "write" else 0.0)
     groups = {seed["id"]: seed["group"] for seed in seeds}
     for each in made:
         assert len(each.row["parents"]) >= 8, "of machine-made tasks, the seeds they come from"

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from graftline.pipelines import run
-from graftline.stages import Llm, generate, read, train
+from graftline.stages import Growing, Llm, generate, read, train
 from graftline.stages.errors import InvalidField
 from graftline.stages.expected import Given
 from graftline.stages.generate.questions import CUT_OFF, NOT_ASKED
@@ -21,6 +21,8 @@ from graftline.stages.generate.star import INSTRUCTION, Shot, Star
 from graftline.stages.rows import schema
 from graftline.stages.score.check import Check, Checked
 from graftline.stages.score.choice import Choice
+from graftline.stages.stage import Model, Rows, Stage
+from graftline.stages.value_graph import from_json, to_json, walk
 
 SUMS = [(f"What is {a} + {b}?", f"{a} + {b} = {a + b}\n#### {a + b}") for a, b in ((3, 4), (8, 5), (12, 9), (30, 31))]
 SHOT = Shot(question="What is 1 + 1?", rationale="One and one are two. #### 2", answer="2")
@@ -200,6 +202,39 @@ def test_each_round_trains_the_original_model_on_what_the_last_one_explains(give
     with pytest.raises(InvalidField, match="another model than the original") as caught:
         generate.star_loop(given(), student, lambda rows: train.Train(model=Llm("tiny"), rows=rows), 2)
     assert caught.value.where == "star_loop.tune"
+
+
+def lengths(given: Any, **fields: Any) -> list[Any]:
+    """Steps and epochs of three rounds of which `tune` says these fields."""
+    student = Llm("tiny", engine="scripted")
+    looped = generate.star_loop(given(), student, lambda rows: train.Train(model=student, rows=rows, **fields), 3)
+    classes = {each.qualified: type(each) for each in walk(looped)}
+    assert from_json(to_json({"r": looped}), classes) == {"r": looped}
+    rounds = list(looped.foreseen().values())
+    assert not any(each.is_open for each in rounds) and all(each.model == student for each in rounds)
+    return [(each.steps, each.epochs) for each in rounds]
+
+
+def test_rounds_grow_as_the_papers_unless_told_how_long_they_are(given: Any) -> None:
+    assert lengths(given) == lengths(given, batch_size=4) == [(40, 3.0), (48, 3.0), (58, 3.0)]
+    assert lengths(given, steps=7) == [(7, 3.0)] * 3
+    assert lengths(given, epochs=3.0) == lengths(given, steps=None) == [(None, 3.0)] * 3
+    assert lengths(given, epochs=1.0) == [(None, 1.0)] * 3
+    assert lengths(given, steps=Growing(first=10, factor=2.0)) == [(10, 3.0), (20, 3.0), (40, 3.0)]
+
+
+class Tuned(Stage):
+    """A user's own training, which knows no steps."""
+
+    makes = "model"
+    model: Model
+    rows: Rows
+
+
+def test_a_training_without_steps_is_left_as_it_is(given: Any) -> None:
+    student = Llm("tiny", engine="scripted")
+    looped = generate.star_loop(given(), student, lambda rows: Tuned(model=student, rows=rows), 2)
+    assert isinstance(looped.body, Tuned) and not any(isinstance(node, Growing) for node in walk(looped))
 
 
 @pytest.mark.real

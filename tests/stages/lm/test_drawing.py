@@ -78,6 +78,42 @@ def test_a_row_does_not_depend_on_its_batch_mates():
         )
 
 
+PENALISED = torch.tensor([[1.0, 2.5, 3.0, 2.9, -1.0]])
+
+
+@pytest.mark.parametrize(
+    ("presence", "so_far", "following"),
+    [(0.0, [2], 2), (0.05, [2], 2), (0.2, [2], 3), (0.2, [2] * 9, 3), (0.2, [2, 3], 2), (0.6, [3, 2, 2], 1),
+     (2.0, [2, 3, 1], 0), (-1.0, [1], 1), (2.0, [], 2)],
+)  # fmt: skip
+def test_a_presence_penalty_is_taken_off_once_from_what_is_there(presence, so_far, following):
+    """Greedy: the two likeliest are 0.1 apart, the third 0.4 behind; how often a token is there does not matter."""
+    assert decide(PENALISED.clone(), [turn(presence=presence)], [so_far]).argmax() == following
+
+
+def test_a_drawn_token_is_penalised_before_the_temperature():
+    """Odds of 1 to 1, and a penalty of the logarithm of 3 at temperature 0.5: 1 to 9, of two that are 1 to 1 still."""
+    turns = [turn(temperature=0.5, presence=math.log(3), seed=seed) for seed in range(3_000)]
+    scores = torch.tensor([0.0, 0.0, -torch.inf]).expand(3_000, 3)
+    drawn = Counter(decide(scores.clone(), turns, [[0, 0]] * 3_000).argmax(1).tolist())
+    assert drawn[0] / 3_000 == pytest.approx(0.1, abs=0.02) and drawn[2] == 0
+    both = Counter(decide(scores.clone(), turns, [[0, 1]] * 3_000).argmax(1).tolist())
+    assert both[0] / 3_000 == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_penalised_row_does_not_depend_on_its_batch_mates():
+    torch.manual_seed(0)
+    logits = torch.randn(6, 50)
+    turns = [turn(temperature=row % 2, presence=(0.0, 2.0, -1.0)[row // 2], seed=row) for row in range(6)]
+    answers = [logits[row].topk(row).indices.tolist() for row in range(6)]
+    together = decide(logits.clone(), turns, answers)
+    for row in range(6):
+        alone = decide(logits[row : row + 1].clone(), turns[row : row + 1], answers[row : row + 1])
+        assert torch.equal(alone[0], together[row])
+    assert torch.equal(together[0], logits[0]), "who asks for none is left alone"
+    assert together[2].argmax() not in answers[2] and together[4].argmax() in answers[4]
+
+
 def test_seed_and_position_both_matter():
     uniform = {turn(temperature=1.0, seed=seed).uniform(position) for seed in range(10) for position in range(10)}
     assert len(uniform) == 100

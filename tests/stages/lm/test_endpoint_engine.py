@@ -98,6 +98,14 @@ def test_what_is_sent() -> None:
     }  # fmt: skip
 
 
+def test_a_presence_penalty_is_sent_where_there_is_one() -> None:
+    with FakeOpenAI() as fake, engine_of(fake) as engine:
+        engine.generate([ask("hello", presence=-1.5)])
+        engine.generate([ask("hello", presence=0.0)])
+        bodies = [body for _, _, body in fake.log]
+    assert [body.get("presence_penalty", "none") for body in bodies] == [-1.5, "none"]
+
+
 @pytest.mark.parametrize("prefix", ["ask", "continue", "mark"])
 def test_a_begun_answer(prefix: Any) -> None:
     with FakeOpenAI(answer=lambda body: "1. yes and more\nnot this") as fake, engine_of(fake, prefix=prefix) as engine:

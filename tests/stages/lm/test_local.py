@@ -54,7 +54,10 @@ def by_hand(loaded, request):
     tokens: list[int] = []
     with torch.no_grad():
         while len(tokens) < turn.limit and not (tokens and tokens[-1] in turn.ends):
-            tokens.append(int(loaded.model(torch.tensor([ids + tokens])).logits[0, -1].argmax()))
+            scores = loaded.model(torch.tensor([ids + tokens])).logits[0, -1].tolist()
+            for token in set(tokens):
+                scores[token] -= request.sampling.presence
+            tokens.append(scores.index(max(scores)))
     loaded.adapters.routing.use(())
     loaded.adapters.release(slot)
     return turn.finish(tokens)
@@ -67,6 +70,16 @@ def test_greedy_answers_of_base_and_adapters_in_one_batch(engine):
     assert [(each.text, each.finish, each.tokens_out) for each in found] == expected
     assert [each.id for each in found] == [each.id for each in requests]
     assert [each.tokens_in for each in found] == [len(engine.loaded.ask(each)[0]) for each in requests]
+
+
+def test_a_presence_penalty_in_one_batch_with_those_who_ask_for_none(engine):
+    plain = mixed()
+    penalised = [replace(each, prefix="order ", sampling=replace(each.sampling, presence=1.5)) for each in plain]
+    expected = [by_hand(engine.loaded, request) for request in (*plain, *penalised)]
+    found = engine.generate([*plain, *penalised])
+    assert [(each.text, each.finish, each.tokens_out) for each in found] == expected
+    unpenalised = engine.generate([replace(each, sampling=replace(each.sampling, presence=0.0)) for each in penalised])
+    assert [each.text for each in found[len(plain) :]] != [each.text for each in unpenalised]
 
 
 def test_an_adapter_changes_answers(engine):
@@ -84,11 +97,11 @@ def test_adapters_do_not_share_a_prompts_keys(engine):
         assert engine.generate([each])[0].text == by_hand(engine.loaded, each)[0]
 
 
-@pytest.mark.parametrize("top_p", [1.0, 0.8])
-def test_a_seeded_answer_does_not_depend_on_its_batch(engine, top_p):
+@pytest.mark.parametrize(("top_p", "presence"), [(1.0, 0.0), (0.8, 0.0), (0.8, 2.0)])
+def test_a_seeded_answer_does_not_depend_on_its_batch(engine, top_p, presence):
     requests = [
         replace(each, sampling=replace(each.sampling, seed=index))
-        for index, each in enumerate(mixed(temperature=1.0, top_p=top_p))
+        for index, each in enumerate(mixed(temperature=1.0, top_p=top_p, presence=presence))
     ]
     together = engine.generate(requests)
     assert [engine.generate([each])[0] for each in requests] == together
@@ -304,7 +317,8 @@ def test_requests_that_cannot_be_answered_are_refused(engine):
         engine.generate([ask("zz" * 4000, "long")])
     with pytest.raises(RowFault):
         engine.generate([ask("<|im_end|>")])
-    for field, value in (("temperature", -1.0), ("top_p", 0.0), ("max_new_tokens", 0), ("stop", ("",))):
+    wrong = {"temperature": -1.0, "top_p": 0.0, "presence": 2.1, "max_new_tokens": 0, "stop": ("",)}
+    for field, value in wrong.items():
         with pytest.raises(InvalidField, match=f"sampling.{field}: .* is out of range"):
             engine.generate([ask("hello", **{field: value})])
     assert not engine._pending

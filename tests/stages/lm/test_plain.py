@@ -46,6 +46,14 @@ def test_sampled_equals_continuous_batching(engine, local):
     assert engine.generate(asked) == local.generate(asked)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_presence_penalty_equals_continuous_batching(engine, local, temperature):
+    asked = requests(temperature=temperature, presence=2.0)
+    found = engine.generate(asked)
+    assert found == local.generate(asked)
+    assert [each.text for each in found] != [each.text for each in engine.generate(requests(temperature=temperature))]
+
+
 def test_stop_texts_equal_continuous_batching(engine, local):
     whole = local.generate([ask(QUESTIONS[0], max_new_tokens=30)])[0].text
     asked = [ask(QUESTIONS[0], max_new_tokens=30, stop=(whole[5:8],)), ask(QUESTIONS[1], max_new_tokens=30)]

@@ -38,7 +38,14 @@ def test_it_is_the_same_in_every_process():
 
 @pytest.mark.parametrize(
     "other",
-    [{"seed": 1}, {"temperature": 0.5}, {"adapter": "one"}, {"prefix": "Well,"}, {"max_new_tokens": 63}],
+    [
+        {"seed": 1},
+        {"temperature": 0.5},
+        {"adapter": "one"},
+        {"prefix": "Well,"},
+        {"max_new_tokens": 63},
+        {"presence": 2.0},
+    ],
     ids=lambda other: next(iter(other)),
 )
 def test_everything_asked_for_matters(engine, other):

@@ -27,6 +27,7 @@ def test_what_is_asked_arrives():
     )  # fmt: skip
     assert call(max_tokens=7, max_completion_tokens=9)["max_new_tokens"] == 9
     assert call(stop=["a", "b"])["stop"] == ["a", "b"]
+    assert [call(presence_penalty=given)["presence"] for given in (None, 0, -2, 1.5, 2)] == [0, 0, -2, 1.5, 2]
 
 
 def test_parts_and_developer_messages():
@@ -66,7 +67,10 @@ def test_harmless_fields_are_ignored():
         {"response_format": {"type": "json_object"}},
         {"logprobs": True},
         {"logit_bias": {"5": 10}},
-        {"presence_penalty": 0.5},
+        {"presence_penalty": 3},
+        {"presence_penalty": -2.1},
+        {"presence_penalty": "much"},
+        {"frequency_penalty": 0.5},
     ],
 )
 def test_what_would_be_answered_wrongly_is_refused(fields):

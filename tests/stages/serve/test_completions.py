@@ -37,9 +37,10 @@ def calls(**fields):
 
 
 def test_the_engine_is_asked_without_a_conversation():
-    (call,) = calls(temperature=0, seed=3, stop="\n")
+    (call,) = calls(temperature=0, seed=3, stop="\n", presence_penalty=1)
     assert (call["messages"], call["prompt"], call["max_new_tokens"]) == ([], "Once upon", MOST_TOKENS)
     assert (call["temperature"], call["seed"], call["stop"], call["adapter"]) == (0, 3, ["\n"], "tickets")
+    assert call["presence"] == 1
     several = calls(prompt=["a", "b"], max_tokens=5)
     assert [(call["id"], call["prompt"], call["max_new_tokens"]) for call in several] == [
         ("1-0", "a", 5), ("1-1", "b", 5),
@@ -61,6 +62,8 @@ def test_the_engine_is_asked_without_a_conversation():
         {"n": 0},
         {"logprobs": 0},
         {"max_tokens": 0},
+        {"presence_penalty": 3},
+        {"frequency_penalty": 1},
     ],
 )
 def test_what_would_be_answered_wrongly_is_refused(fields, service):

@@ -12,7 +12,7 @@ from graftline.stages.serve.replica import MOST_FAILURES, EngineReplica
 
 CALL = {
     "id": "1", "adapter": None, "messages": [{"role": "user", "content": "no signal"}], "temperature": 0.0,
-    "top_p": 1.0, "max_new_tokens": 6, "stop": [], "seed": 0,
+    "top_p": 1.0, "max_new_tokens": 6, "stop": [], "seed": 0, "presence": 0.0,
 }  # fmt: skip
 
 
@@ -53,6 +53,13 @@ def test_a_stream_says_what_an_answer_says(replica):
     assert "".join(event.get("text", "") for event in events) == answer["text"] != ""
     assert events[-1] == {name: answer[name] for name in ("finish", "tokens_in", "tokens_out")}
     assert answer["tokens_in"] > 0
+
+
+def test_what_is_asked_reaches_the_engine(replica):
+    """The scripted engine's answers follow everything that a request says."""
+    call = CALL | {"max_new_tokens": 30}
+    others = [{"seed": 1}, {"temperature": 1.0}, {"top_p": 0.5}, {"presence": 2.0}]
+    assert len({asyncio.run(replica.answer(call | other))["text"] for other in [{}, *others]}) == 5
 
 
 def test_a_fault_of_the_request_comes_through_and_the_engine_is_well(replica):

@@ -18,7 +18,7 @@ from graftline.stages.serve.replica import EngineReplica
 
 CALL = {
     "id": "1", "adapter": None, "messages": [{"role": "user", "content": "the invoice was sent twice, please help"}],
-    "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8, "stop": [], "seed": 0,
+    "temperature": 0.0, "top_p": 1.0, "max_new_tokens": 8, "stop": [], "seed": 0, "presence": 0.0,
 }  # fmt: skip
 
 
