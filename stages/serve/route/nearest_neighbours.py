@@ -17,6 +17,7 @@ from graftline.stages.specification import Paper
 if TYPE_CHECKING:
     import numpy as np
 
+Measure = Callable[["np.ndarray", "np.ndarray"], float | None]
 TRIED = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Neighbours that cross-validation chooses among."""
 
@@ -82,12 +83,15 @@ class NearestNeighbours(Route):
         import numpy as np
 
         arrays = {"vectors": tried.vectors.astype(np.float32), "quality": tried.quality}
-        ks = [self.k or _tuned(tried, values, roc_area) for values in tried.quality.T]
+        ks = self._each_k(tried, tried.quality, roc_area)
         settings = {**self._settings(), "k": min(ks), "k_quality": ks}
         if self.tried is not None and self.tried.prices is not None:
             arrays["tokens"] = tried.tokens_out
-            settings["k_tokens"] = [self.k or _tuned(tried, values, _explained) for values in tried.tokens_out.T]
+            settings["k_tokens"] = self._each_k(tried, tried.tokens_out, _explained)
         return arrays, settings
+
+    def _each_k(self, tried: Outcomes, values: np.ndarray, measure: Measure) -> list[int]:
+        return [self.k] * len(self.targets) if self.k else _tuned(tried, values, measure)
 
     def _settings(self) -> dict[str, Any]:
         base = {} if self.least is None else {"base": self.targets.index(BASE)}
@@ -113,15 +117,15 @@ class NearestNeighbours(Route):
         import numpy as np
 
         near = vectors.astype(np.float32) @ arrays["vectors"].T
-        k = min(settings["k"], near.shape[1])
-        nearest = np.argsort(-near, axis=1, kind="stable")[:, :k]
+        order = np.argsort(-near, axis=1, kind="stable")
+        nearest = order[:, : settings["k"]]
         if "labels" in arrays:
             labels, count = arrays["labels"], settings["targets"]
             sizes = np.maximum(np.bincount(labels, minlength=count), 1)
             votes = np.stack([np.bincount(labels[row], minlength=count) / sizes for row in nearest])
             quality = votes / votes.sum(1, keepdims=True)
         else:
-            quality = _means(near, arrays["quality"], settings["k_quality"])
+            quality = _means(order, arrays["quality"], settings["k_quality"])
         if settings["least"] is not None:
             strange = np.take_along_axis(near, nearest, 1).mean(1) < settings["least"]
             quality[strange] = np.eye(settings["targets"])[settings["base"]]
@@ -131,52 +135,53 @@ class NearestNeighbours(Route):
     def tokens(cls, arrays: Arrays, settings: Mapping[str, Any], vectors: np.ndarray) -> np.ndarray:
         import numpy as np
 
-        return _means(vectors.astype(np.float32) @ arrays["vectors"].T, arrays["tokens"], settings["k_tokens"])
+        order = np.argsort(-(vectors.astype(np.float32) @ arrays["vectors"].T), axis=1, kind="stable")
+        return _means(order, arrays["tokens"], settings["k_tokens"])
 
 
-def _means(near: np.ndarray, values: np.ndarray, ks: Sequence[int]) -> np.ndarray:
+def _means(order: np.ndarray, values: np.ndarray, ks: Sequence[int]) -> np.ndarray:
     """[prompts, targets]: the mean of the k nearest values that a target has.
 
     Args:
-        near: [prompts, known prompts], cosines.
+        order: [prompts, known prompts], the nearest first.
         values: [known prompts, targets], nan where there is none.
         ks: of each target.
     """
     import numpy as np
 
-    found = []
-    for own, k in zip(values.T, ks, strict=True):
-        known = ~np.isnan(own)
-        found.append(_nearest(near[:, known], own[known], k).mean(1))
-    return np.stack(found, axis=1)
+    return np.stack([_nearest(order, own, k).mean(1) for own, k in zip(values.T, ks, strict=True)], axis=1)
 
 
-def _nearest(near: np.ndarray, values: np.ndarray, most: int) -> np.ndarray:
-    """[prompts, most]: the values of the nearest, nearest first."""
+def _nearest(order: np.ndarray, values: np.ndarray, most: int) -> np.ndarray:
+    """[prompts, most]: the nearest values that are there, nearest first."""
     import numpy as np
 
-    found: np.ndarray = values[np.argsort(-near, axis=1, kind="stable")[:, :most]]
+    known = ~np.isnan(values)
+    found: np.ndarray = values[order[known[order]].reshape(len(order), known.sum())[:, :most]]
     return found
 
 
-def _tuned(tried: Outcomes, values: np.ndarray, measure: Callable[[np.ndarray, np.ndarray], float | None]) -> int:
-    """The k whose means of the nearest are closest to a target's values, each fold by neighbours outside its groups.
+def _tuned(tried: Outcomes, values: np.ndarray, measure: Measure) -> list[int]:
+    """Of each target the k whose means of the nearest come closest to its values, each fold of prompts by neighbours
+    outside their groups.
 
     Args:
-        values: [prompts], nan where the target was not tried.
+        values: [prompts, targets], nan where there is none.
         measure: (values, estimates) → larger for better ones, None where it cannot tell.
     """
     import numpy as np
 
-    known = ~np.isnan(values)
-    vectors, values = tried.vectors[known].astype(np.float32), values[known]
-    measured: dict[int, list[float]] = {}
-    for inside, outside in folds(tried.groups[known]):
-        sums = _nearest(vectors[outside] @ vectors[inside].T, values[inside], max(TRIED)).cumsum(1)
-        for k in (each for each in TRIED if each <= len(inside)):
-            if (found := measure(values[outside], sums[:, k - 1] / k)) is not None:
-                measured.setdefault(k, []).append(found)
-    return _best(measured, len(values))
+    vectors, known = tried.vectors.astype(np.float32), ~np.isnan(values)
+    measured: list[dict[int, list[float]]] = [{} for _ in values.T]
+    for inside, outside in folds(tried.groups):
+        order = np.argsort(-(vectors[outside] @ vectors[inside].T), axis=1, kind="stable")
+        for target, found in enumerate(measured):
+            asked = known[outside, target]
+            sums = _nearest(order[asked], values[inside, target], max(TRIED)).cumsum(1)
+            for k in (each for each in TRIED if each <= known[inside, target].sum()):
+                if (good := measure(values[outside, target][asked], sums[:, k - 1] / k)) is not None:
+                    found.setdefault(k, []).append(good)
+    return [_best(found, int(count)) for found, count in zip(measured, known.sum(0), strict=True)]
 
 
 def _best(measured: Mapping[int, list[float]], most: int) -> int:
