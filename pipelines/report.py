@@ -10,7 +10,7 @@ from graftline.pipelines import report_graph
 from graftline.pipelines.report_cost import beside_plan, cost
 from graftline.pipelines.report_evaluation import evaluation, headline
 from graftline.pipelines.report_models import curves, json_lines, merge, transcript
-from graftline.pipelines.report_routes import router
+from graftline.pipelines.report_routes import router, tradeoff
 from graftline.pipelines.report_rows import calls_of, funnel, generated, histograms
 from graftline.pipelines.report_sweeps import sweeps
 from graftline.pipelines.words import duration, error_text, number, shown, spaced
@@ -26,7 +26,7 @@ MOST_CURVES = 6
 """Stages whose training curves are open at once."""
 SECTIONS = (
     ("pipeline", "The pipeline", ""), ("evaluation", "Evaluation", "evaluations"), ("merging", "Merging", "merges"),
-    ("routing", "Routing", "routers"), ("rows", "Rows", "funnel"), ("scores", "Scores", "histograms"),
+    ("routing", "Routing", "routing"), ("rows", "Rows", "funnel"), ("scores", "Scores", "histograms"),
     ("sweep", "Sweep", "sweeps"), ("training", "Training", "curves"), ("generated", "Generated rows", "generated"),
     ("service", "Service", "transcripts"), ("cost", "Cost", ""), ("environment", "Environment", ""),
 )  # fmt: skip
@@ -104,6 +104,7 @@ def gather(
     reports = [(stage, artefact) for stage, artefact in made if stage["kind"] == "report"]
     evaluations = [each for stage, artefact in reports if (each := evaluation(stage, artefact))["rows"]]
     routers = [each for stage, artefact in reports if (each := router(stage, artefact))["targets"]]
+    tradeoffs = [each for stage, artefact in reports if (each := tradeoff(stage, artefact))]
     names = {stage["digest"]: stage["name"] for stage in reversed(stages) if stage.get("digest")}
     tuned = [(stage, artefact) for stage, artefact in made if stage["kind"] in ("model", "adapter")]
     transcripts = [transcript(stage, artefact) for stage, artefact in made if stage["kind"] == "service"]
@@ -119,7 +120,9 @@ def gather(
         "funnel": funnel([stage for stage in stages if shows(stage) or _dropped(stage)]),
         "curves": curves(record["stages"], made, metrics),
         "evaluations": evaluations,
+        "routing": [*routers, *tradeoffs],
         "routers": routers,
+        "tradeoffs": tradeoffs,
         "merges": [found for stage, artefact in tuned if (found := merge(stage, artefact, names))],
         "sweeps": sweeps(stages, opened),
         "histograms": histograms([(stage, artefact) for stage, artefact in made if shows(stage)]),

@@ -36,13 +36,14 @@ class RouterReplica:
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="route")
 
     async def choose(self, text: str, mu: float | None) -> dict[str, Any]:
-        """The `target` for a prompt, each target's `quality`, and the `seconds` it took."""
+        """The `target` for a prompt, each target's `quality` and `cost`, and the `seconds` it took."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, self._choose, text, mu)
 
     def _choose(self, text: str, mu: float | None) -> dict[str, Any]:
         begun = time.perf_counter()
-        choice = self.fitted.choose(self.embedder.embed([text or " "])[0], mu)
-        return {"target": choice.target, "quality": dict(choice.quality), "seconds": time.perf_counter() - begun}
+        choice = self.fitted.choose(self.embedder.embed([text or " "])[0], mu, text)
+        found = {"target": choice.target, "quality": dict(choice.quality), "cost": dict(choice.cost)}
+        return {**found, "seconds": time.perf_counter() - begun}
 
 
 async def routed(router: Any, text: str, mu: float | None) -> tuple[str, dict[str, str]]:
@@ -57,5 +58,11 @@ async def routed(router: Any, text: str, mu: float | None) -> tuple[str, dict[st
     except Exception as error:
         logger.error("the router failed, the base answers: %s: %s", type(error).__name__, error)
         return BASE, {"x-route": f"{BASE}; fallback"}
-    quality = ", ".join(f"{target}={value:.3f}" for target, value in sorted(found["quality"].items()))
-    return str(found["target"]), {"x-route": str(found["target"]), "x-route-quality": quality}
+    headers = {"x-route": str(found["target"]), "x-route-quality": _listed(found["quality"])}
+    if any(found.get("cost", {}).values()):  # where nothing costs anything, there is nothing to tell
+        headers["x-route-cost"] = _listed(found["cost"])
+    return str(found["target"]), headers
+
+
+def _listed(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{target}={value:.3f}" for target, value in sorted(values.items()))

@@ -1,7 +1,7 @@
 """The report's routers: where prompts went, and plain words where there is nothing to choose."""
 
 from graftline.pipelines import report
-from graftline.pipelines.report_routes import router
+from graftline.pipelines.report_routes import router, tradeoff
 
 CELLS = {
     "all": {"value": 0.9, "n": 60, "ci_low": 0.8, "ci_high": 0.95},
@@ -50,4 +50,51 @@ def test_what_is_no_router_has_no_section(quickstart):
     line = quickstart.stages[-2]
     done = quickstart.write()
     assert router(line, done.opened(line))["targets"] == []
+    assert 'id="routing"' not in report.render(done.record, done.opened)
+
+
+TRADEOFF = {
+    "prompts": 1200,
+    "always": [
+        {"target": "large", "cost": 0.4, "quality": 0.8},
+        {"target": "small", "cost": 0.1, "quality": 0.6},
+    ],
+    "routed": {
+        "mu": [0.0, 0.3, 0.9], "cost": [0.3, 0.2, 0.1], "quality": [0.82, 0.75, 0.6],
+        "shares": {"large": [0.7, 0.4, 0.0], "small": [0.3, 0.6, 1.0]},
+    },
+    "own": {"mu": 0.4, "cost": 0.2, "quality": 0.75},
+    "area": {"routed": 0.75, "line": 0.7},
+    "above_line": {"value": 0.05, "n": 1200, "ci_low": 0.03, "ci_high": 0.07},
+    "intervals": "95 %, so and so",
+}  # fmt: skip
+
+
+def test_what_routing_yields_stands_beside_each_target_alone(quickstart):
+    line = quickstart.stage("NearestNeighbours", "report")
+    quickstart.file(line, "report.json", {"targets": ["large", "small"], "tradeoff": TRADEOFF})
+    done = quickstart.write()
+    line = done.line("NearestNeighbours")
+    told = tradeoff(line, done.opened(line))
+    routed = {line["mu"]: line for line in told["lines"] if not line["alone"]}
+    assert {mu: line["cost"] for mu, line in routed.items()} == {
+        0: 0.3,
+        0.25: 0.3,
+        0.4: 0.2,
+        0.5: 0.2,
+        0.75: 0.2,
+        1: 0.1,
+    }
+    assert (routed[0.4]["shares"], routed[1.0]["shares"]) == ({"large": 0.4, "small": 0.6}, {"small": 1.0})
+    assert [line["cost"] for line in told["lines"]] == sorted(line["cost"] for line in told["lines"])
+    text = report.render(done.record, done.opened).split('id="routing"')[1].split("<h2")[0]
+    assert "choices is 0.750, on the line" in text and "single targets 0.700: +0.050 (+0.030 to +0.070" in text
+    assert "always <b>large</b>" in text and "mu = 0.4 <small>as it is set" in text
+    assert 'href="#routing"' in report.render(done.record, done.opened)
+
+
+def test_a_router_that_could_be_compared_on_nothing_has_no_section(quickstart):
+    line = quickstart.stage("NearestNeighbours", "report")
+    quickstart.file(line, "report.json", {"targets": ["large", "small"], "tradeoff": {"prompts": 0}})
+    done = quickstart.write()
     assert 'id="routing"' not in report.render(done.record, done.opened)

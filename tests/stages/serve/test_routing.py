@@ -141,3 +141,51 @@ def test_the_replica_opens_a_fitted_router_and_chooses(committed):
     assert [each["target"] for each in found] == ["billing", "base"]
     assert found[0]["quality"] == {"base": 0.0, "billing": 1.0}
     assert asyncio.run(replica.choose(texts[0], 1.0))["target"] == "base"  # the cheapest
+
+
+def test_a_header_tells_the_costs_where_there_are_any(service):
+    client, _, chooser = service()
+
+    async def choose(text, mu):
+        return {"target": "tickets", "quality": {"tickets": 1.0}, "cost": costs, "seconds": 0.001}
+
+    chooser.remote = choose
+    costs = {"tickets": 0.0625, "base": 0.0}
+    headers = client.post("/v1/chat/completions", json=ASK).headers
+    assert headers["x-route-cost"] == "base=0.000, tickets=0.062"
+    costs = {"tickets": 0.0, "base": 0.0}
+    assert "x-route-cost" not in client.post("/v1/chat/completions", json=ASK).headers
+
+
+def test_the_replica_counts_the_cost_of_the_request_it_sees(committed):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from graftline.stages.lm.embedding import open_embedder
+
+    base = committed("model", tiny_embedder.write)
+    embed = open_embedder(base.directory("model")).embed
+
+    def write(folder):
+        vectors = embed(["the invoice was sent twice", "hello there friend"])
+        arrays = {
+            "vectors": vectors, "centre": np.zeros(vectors.shape[1], np.float32),
+            "quality": np.array([[1.0, 1.0], [0.0, 1.0]]), "tokens": np.array([[100.0, 100.0], [10.0, 10.0]]),
+        }  # fmt: skip
+        save_file(arrays, folder / "router.safetensors")
+        about = {
+            "module": "graftline.stages.serve.route.nearest_neighbours", "class": "NearestNeighbours",
+            "targets": ["base", "large"], "costs": [0.0, 0.0], "mu": 0.1,
+            "settings": {"targets": 2, "least": None, "k": 1, "k_quality": [1, 1], "k_tokens": [1, 1]},
+            "prices": {"input": [1.0, 4.0], "output": [1.0, 4.0], "dearest": 0.0008},
+        }  # fmt: skip
+        (folder / "router.json").write_text(json.dumps(about))
+
+    made = committed("router", write, "")
+    embedder = {"uri": base.uri, "digest": base.digest}
+    replica = RouterReplica({"uri": made.uri, "digest": made.digest, "embedder": embedder})
+    one, other = (asyncio.run(replica.choose(text, None)) for text in ("the invoice sent twice", "hello friend"))
+    assert (one["target"], other["target"]) == ("base", "large")
+    assert one["cost"] == pytest.approx({"base": 106 / 800, "large": 424 / 800})  # 22 bytes: 6 tokens
+    assert other["cost"] == pytest.approx({"base": 14 / 800, "large": 56 / 800})
+    assert asyncio.run(replica.choose("hello friend", 1.0))["target"] == "base"

@@ -38,3 +38,43 @@ def test_one_target_is_nothing_to_tell_apart():
         route("a")
     with pytest.raises(InvalidField, match=r"LinearRouter\.strength"):
         route("a", "b", strength=0.0)
+
+
+TRIED = serve.Tried(quality="answer", prices={name: serve.Price(input=1.0, output=2.0) for name in "abc"})
+
+
+def test_estimates_of_what_was_tried_are_scikit_learns(outcomes):
+    table, asked = outcomes(spread=3.0), outcomes(spread=3.0, seed=1).vectors
+    table.quality[:20, 0] = table.tokens_out[:20, 0] = np.nan  # not tried on these
+    stage = route("a", "b", "c", tried=TRIED, strength=3.0)
+    fitted = stage.fit_tried(table)
+    quality, tokens = stage.quality(*fitted, asked), stage.tokens(*fitted, asked)
+    for target in range(3):
+        known = ~np.isnan(table.quality[:, target])
+        right, written = table.quality[known, target], table.tokens_out[known, target]
+        theirs = LogisticRegression(C=3.0, max_iter=1000).fit(table.vectors[known], right)
+        np.testing.assert_allclose(quality[:, target], theirs.predict_proba(asked)[:, 1], atol=2e-4)
+        # Ridge in closed form, by hand.
+        centre, mean = table.vectors[known].mean(0, dtype=float), written.mean()
+        moved = table.vectors[known] - centre
+        slope = np.linalg.solve(moved.T @ moved + np.eye(16) / 3.0, moved.T @ (written - mean))
+        np.testing.assert_allclose(tokens[:, target], np.maximum(mean + (asked - centre) @ slope, 0), rtol=1e-4)
+    assert all(each.dtype == np.float64 for each in fitted[0].values())
+
+
+def test_all_right_all_wrong_and_half_right(outcomes):
+    table = outcomes(30)
+    table.quality[:] = [1.0, 0.0, 0.5]
+    table.quality[10:, 1] = np.nan
+    stage = route("a", "b", "c", tried=serve.Tried(quality="answer"))
+    found = stage.quality(*stage.fit_tried(table), table.vectors)
+    np.testing.assert_allclose(found, np.tile([61 / 62, 1 / 12, 0.5], (60, 1)), atol=1e-4)
+
+
+def test_tokens_are_never_fewer_than_none(outcomes):
+    table = outcomes(30)
+    table.tokens_out[:] = np.where(np.arange(60)[:, None] < 30, 0.0, 1000.0)
+    stage = route("a", "b", "c", tried=TRIED)
+    fitted = stage.fit_tried(table)
+    found = stage.tokens(*fitted, np.vstack([table.vectors, 3 * table.vectors[:30]]))
+    assert found.min() == 0.0 and found.max() > 500

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from graftline.stages import Embedder, read, serve
+from graftline.stages.errors import InvalidField
 from graftline.stages.serve.route.route import choose
+from graftline.stages.serve.route.tried import Outcomes
 
 
 def route(*targets, **fields):
@@ -93,3 +95,77 @@ def test_the_same_table_gives_the_same_choice(clouds, mu):
     together = [choose(row, costs, mu) for row in quality(stage, fitted, asked)]
     alone = [choose(quality(stage, fitted, row[None])[0], costs, mu) for row in asked]
     assert together == alone
+
+
+TRIED = serve.Tried(quality="answer", prices={name: serve.Price(input=1.0, output=2.0) for name in "abc"})
+
+
+def tried(**fields):
+    return route("a", "b", "c", tried=TRIED, **fields)
+
+
+def test_scikit_learn_estimates_the_same_quality_and_tokens(outcomes):
+    from sklearn.neighbors import KNeighborsRegressor
+
+    table, asked = outcomes(spread=3.0), outcomes(spread=3.0, seed=1).vectors
+    table.quality[:20, 0] = np.nan  # not tried on these
+    table.tokens_out[::3, 1] = np.nan
+    stage = tried(k=7)
+    fitted = stage.fit_tried(table)
+    for values, found in (
+        (table.quality, stage.quality(*fitted, asked)),
+        (table.tokens_out, stage.tokens(*fitted, asked)),
+    ):
+        for target in range(3):
+            known = ~np.isnan(values[:, target])
+            theirs = KNeighborsRegressor(7, metric="cosine", algorithm="brute")
+            theirs.fit(table.vectors[known], values[known, target])
+            np.testing.assert_allclose(found[:, target], theirs.predict(asked), atol=1e-9)
+
+
+def test_quality_and_tokens_have_their_own_k_and_groups_stay_together(outcomes):
+    table = outcomes(spread=4.0, luck=0.3)
+    settings = tried().fit_tried(table)[1]
+    assert set(settings["k_quality"]) | set(settings["k_tokens"]) <= {2, 4, 8, 16, 32, 64}
+    assert settings["k"] == min(settings["k_quality"])
+    assert min(settings["k_quality"][0], settings["k_quality"][2], *settings["k_tokens"]) > 2
+    # Every prompt twice, in one group: neighbours that leak would make the smallest k look best.
+    twice = table.at(np.repeat(np.arange(len(table.groups)), 2))
+    assert min(tried().fit_tried(twice)[1]["k_quality"][::2]) > 2
+    leaking = tried().fit_tried(Outcomes(**{**vars(twice), "groups": np.arange(len(twice.groups))}))[1]
+    assert leaking["k_quality"] == [2, 2, 2]
+    assert "tokens" not in route("a", "b", "c", tried=serve.Tried(quality="answer")).fit_tried(table)[0]
+
+
+def test_one_target_more_changes_nothing_about_the_others(outcomes):
+    table, asked = outcomes(spread=3.0), outcomes(spread=3.0, seed=1).vectors
+    fewer = Outcomes(**{**vars(table), "quality": table.quality[:, :2], "tokens_out": table.tokens_out[:, :2]})
+    stage, less = (
+        tried(),
+        route("a", "b", tried=serve.Tried(quality="answer", prices={n: TRIED.prices[n] for n in "ab"})),
+    )
+    fitted, without = stage.fit_tried(table), less.fit_tried(fewer)
+    for estimate in (stage.quality, stage.tokens):
+        np.testing.assert_array_equal(estimate(*fitted, asked)[:, :2], estimate(*without, asked))
+
+
+def test_who_is_like_nobody_goes_to_the_base_of_those_tried(outcomes):
+    stage = route("base", "b", "c", tried=serve.Tried(quality="answer"), k=3, least=0.5)
+    fitted = stage.fit_tried(outcomes(spread=0.3))
+    stranger = np.eye(16, dtype=np.float32)[[9]]
+    assert stage.quality(*fitted, stranger).tolist() == [[0.0, 1.0, 0.0]]  # b, base, c
+    assert stage.quality(*fitted, np.eye(16, dtype=np.float32)[[0]])[0].max() > 0.5
+    with pytest.raises(InvalidField, match=r"NearestNeighbours\.least: the base"):
+        route("a", "b", tried=serve.Tried(quality="answer"), least=0.5)
+
+
+def test_a_thousand_tried_prompts_take_under_10_ms(outcomes):
+    table = outcomes(500, width=384)
+    stage = tried(k=16)
+    fitted = stage.fit_tried(table)
+    seconds = []
+    for row in table.vectors[:200]:
+        begun = time.perf_counter()
+        choose(stage.quality(*fitted, row[None])[0], stage.tokens(*fitted, row[None])[0], 0.5)
+        seconds.append(time.perf_counter() - begun)
+    assert sorted(seconds)[int(0.99 * len(seconds))] < 0.01
