@@ -1,10 +1,10 @@
 """The training loop, top to bottom. It names no method: what is trained, on which loss, how it moves and which rows a
 step sees, are the plugs' business (`plugs.py`).
 
-A step: the source names the *global* batch, rank k takes every n-th row of it and packs them into bins; the bins'
-weights are summed over all ranks; each bin's loss sum is divided by that total and sent backward; gradients are summed
-over the ranks; the optimizer moves fp32 masters, which are copied into the model's own number format. Everything random
-is seeded by (seed, step, rank), so a run that is killed anywhere and resumed ends with the same bits.
+A step: the source names the *global* batch, each rank takes its share of the tokens and packs the rows into bins; the
+bins' weights are summed over all ranks; each bin's loss sum is divided by that total and sent backward; gradients are
+summed over the ranks; the optimizer moves fp32 masters, which are copied into the model's own number format. Everything
+random is seeded by (seed, step, rank), so a run that is killed anywhere and resumed ends with the same bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from graftline.stages.rows import derived_seed
 from graftline.stages.train.checkpoint import Outcome, checkpoint, resume
 from graftline.stages.train.collectives import Ranks
 from graftline.stages.train.masters import average_gradients, collect_gradients, masters_of, publish
-from graftline.stages.train.packing import bins
+from graftline.stages.train.packing import bins, shares
 from graftline.stages.train.plugs import Attached, Batch, Bound, LossContext, LossOut, Objective, Optimizer
 from graftline.stages.train.prepared import PreparedRows
 from graftline.stages.train.reporting import Reporter
@@ -110,8 +110,7 @@ def train(
             if looked:
                 log(outcome.step, **source.numbers())
             break
-        mine = [*zip(places, weights, strict=True)][ranks.rank :: ranks.size]
-        batches = collate(objective, rows, mine, settings)
+        batches = collate(objective, rows, share(objective, rows, places, weights, ranks), settings)
         wish = settings.checkpoint_every is None and started - saved > CHECKPOINT_SECONDS and ranks.rank == 0
 
         # The weight of the whole batch is known before any loss is, so that each bin is divided once, by it.
@@ -273,6 +272,17 @@ def seeded(model: torch.nn.Module, settings: Settings, step: int, rank: int) -> 
             model.eval()
 
 
+def share(
+    objective: Objective, rows: PreparedRows, places: Sequence[int], weights: Sequence[float], ranks: Ranks
+) -> list[tuple[int, float]]:
+    """This rank's rows (place, weight) of those that all ranks share."""
+    each = [*zip(places, weights, strict=True)]
+    if ranks.size == 1:
+        return each
+    lengths = [objective.length(rows[place]) for place in places]
+    return [each[index] for index in shares(lengths, ranks.size)[ranks.rank]]
+
+
 def collate(
     objective: Objective, rows: PreparedRows, chosen: Sequence[tuple[int, float]], settings: Settings
 ) -> list[Batch]:
@@ -312,7 +322,7 @@ def losses_of(
     Raises:
         RunError: one is not finite, which no threshold would tell from an easy row.
     """
-    mine = [(place, 1.0) for place in places][ranks.rank :: ranks.size]
+    mine = share(objective, rows, places, [1.0] * len(places), ranks)
     found: dict[int, float] = {}
     attached.model.eval()
     with torch.no_grad():
@@ -334,7 +344,8 @@ def held_bins(
     attached: Attached, objective: Objective, rows: PreparedRows, settings: Settings, ranks: Ranks
 ) -> list[Batch]:
     """This rank's share of all rows in bins, ready for `evaluate`, by whatever model."""
-    batches = collate(objective, rows, [(place, 1.0) for place in range(len(rows))][ranks.rank :: ranks.size], settings)
+    mine = share(objective, rows, range(len(rows)), [1.0] * len(rows), ranks)
+    batches = collate(objective, rows, mine, settings)
     attached.model.eval()
     with torch.no_grad():
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Rows into bins: one bin is one forward pass."""
+"""Rows into shares, one a worker, and into bins: one bin is one forward pass."""
 
 from __future__ import annotations
 
@@ -19,3 +19,15 @@ def bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         filled[into] += length
         packed[into].append(place)
     return packed
+
+
+def shares(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Places of the rows of each of so many workers: longest first, each to whoever has fewest tokens, since all wait
+    for the last. Of equals the first; within a share in order."""
+    tokens = [0] * count
+    given: list[list[int]] = [[] for _ in range(count)]
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        worker = min(range(count), key=lambda each: (tokens[each], len(given[each])))
+        tokens[worker] += lengths[place]
+        given[worker].append(place)
+    return [sorted(each) for each in given]

@@ -1,11 +1,14 @@
 """Our side of `train.py`: one job (a JSON file, see there) trained in this process, its figures as one JSON line.
 
 The loop is Train's, with Train's defaults and a worker's environment; only its checkpoints and its log are left out.
+Of several workers (`workers` in the job), which share each batch as Train's do, this is the first and starts the rest.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
 import warnings
@@ -24,20 +27,38 @@ SHOWN = ("loss", "logprob_chosen", "margin")
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    set_threads(job["threads"])
+    workers, rank = job["workers"], int(os.environ.get("RANK", 0))
+    set_threads(job["threads"] // workers)
     warnings.filterwarnings("ignore")
     from graftline.stages.lm.load import probe_dtype, quietly
+    from graftline.stages.train.collectives import Alone, ProcessGroup, Ranks
 
     dtype = job["dtype"] or probe_dtype()
     rows = [json.loads(line) for line in Path(job["rows"]).read_text(encoding="utf-8").splitlines()]
+    ranks: Ranks = Alone()
+    if workers > 1:
+        import torch.distributed as distributed
+
+        others = [
+            subprocess.Popen([sys.executable, *sys.argv], env=os.environ | {"RANK": str(other)}, stdout=sys.stderr)
+            for other in range(1, workers if rank == 0 else 1)
+        ]
+        meeting = f"file://{job['rows']}.{os.getppid() if rank else os.getpid()}"
+        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=workers)
+        ranks = ProcessGroup()
     with quietly():
-        seconds, numbers = trained(job, dtype, rows)
+        seconds, numbers = trained(job, dtype, rows, ranks)
+    peak = sum(ranks.gather(peak_kib()))
+    if workers > 1:
+        distributed.destroy_process_group()
+        if any(each.wait() for each in others):
+            sys.exit("another worker failed")
     print(
         json.dumps(
             {
                 "seconds": seconds,
                 "numbers": numbers,
-                "peak_kib": peak_kib(),
+                "peak_kib": peak,
                 "settings": {"dtype": dtype},
                 "versions": {name: version(name) for name in PACKAGES},
             }
@@ -45,11 +66,12 @@ def main() -> None:
     )
 
 
-def trained(job: dict[str, Any], dtype: str, rows: list[dict[str, Any]]) -> tuple[float, list[dict[str, float]]]:
+def trained(
+    job: dict[str, Any], dtype: str, rows: list[dict[str, Any]], ranks: Any
+) -> tuple[float, list[dict[str, float]]]:
     """Seconds of the counted steps, and what each step logs."""
     from graftline.stages.train import AdamW, Dpo, Float, Lora, Nf4, Sft, Train
     from graftline.stages.train.build import build
-    from graftline.stages.train.collectives import Alone
     from graftline.stages.train.loop import Settings, train
     from graftline.stages.train.plugs import Drawn
     from graftline.stages.train.source import IndexPlan
@@ -95,7 +117,7 @@ def trained(job: dict[str, Any], dtype: str, rows: list[dict[str, Any]]) -> tupl
     objective: Any = Dpo(beta=job["beta"]) if job["work"] == "dpo" else Sft()
     optimizer = AdamW(lr=job["lr"], warmup=0, schedule="constant")
     reporter: Any = Logged()
-    train(attached, objective, optimizer, plan, prepared(rows), None, settings, reporter, Alone())
+    train(attached, objective, optimizer, plan, prepared(rows), None, settings, reporter, ranks)
     return clock[1] - clock[0], numbers
 
 

@@ -1,12 +1,14 @@
 """Training against TRL: LoRA, LoRA over NF4, and DPO, tokens a second at equal loss and each process's peak memory.
 
 Both sides train a LoRA (r = 16, alpha 32, every linear layer but the head, no dropout) on SmolLM2-135M with AdamW at
-one constant rate, on the same token ids, in the same order, in the same batches; each in a process of its own, by
-turns. The first steps warm up; loading and they are not counted. Tokens are those of the rows, padding left out (of
-pairs: both answers, each after its prompt). DPO's reference pass is counted on both sides. Losses are compared over
-the last half of the counted steps, and a gap above 1 % fails the bench.
+one constant rate, on the same token ids, in the same order, in the same batches; each in a process of its own, by turns
+(ours, with `--workers`, in several that share the threads; the peak is then their sum). The first steps warm up;
+loading and they are not counted. Tokens are those of the rows, padding left out (of pairs: both answers, each after its
+prompt). DPO's reference pass is counted on both sides. Losses are compared over the last half of the counted steps, and
+a gap above 1 % fails the bench.
 
-    python tests/bench/train.py lora|nf4|dpo [--rows 128] [--turns 3] [--peer default,best] [--dtype float32]
+    python tests/bench/train.py lora|nf4|dpo [--rows 128] [--turns 3] [--workers 2] [--peer default,best]
+        [--dtype float32]
 
 `lora` and `nf4` are Alpaca's first rows, the answers trained; `dpo` is hh-rlhf's first helpful pairs that are short
 enough (GRAFTLINE_DATA, or ../shared/data). `--peer` names settings below; `default` is what TRL does if told nothing
@@ -70,9 +72,10 @@ def main() -> None:
     parser.add_argument("--peer", default="default,best", help="which of TRL's settings, by name")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of both (default: as each chooses)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=1, help="processes of ours, which share the threads")
     parser.add_argument("--peers", type=Path, default=DEFAULT, help="where their environments lie")
     given = parser.parse_args()
-    names = given.peer.split(",")
+    names = [name for name in given.peer.split(",") if name]
     python = python_of("trl", given.peers)
     with tempfile.TemporaryDirectory() as scratch:
         job, tokens = job_of(given, Path(scratch))
@@ -109,6 +112,7 @@ def job_of(given: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], in
         "beta": BETA,
         "dtype": given.dtype,
         "threads": given.threads,
+        "workers": given.workers,
     }
     return job, sum(map(length, rows[WARM * BATCH :]))
 
@@ -156,6 +160,7 @@ def compared(
         "tokens": tokens,
         "turns": given.turns,
         "threads": given.threads,
+        "workers": given.workers,
         "instructions": os.environ.get("ONEDNN_MAX_CPU_ISA", "all"),
         "lr": job["lr"],
         "own": own,
