@@ -51,7 +51,7 @@ class PrefixStates(Scorer):
     method = "train.prefix_states"
     origin = "Graftline: what no step changes is computed once, not once an epoch"
     needs = {"input_ids": "list<int32>"}
-    adds = {"prefix_states": "large_binary", "prefix_layers": "int64"}
+    adds = {"prefix_states": "large_binary", "prefix_layers": "int32"}
     whole_node = True
 
     model: Model

@@ -133,7 +133,7 @@ def run(context, tmp_path, tiny_directory, opened, messages):
             rows = messages(12) if field == "prepared" else messages(4, start=50)
             rows = (hidden.rows if cached else hidden).map_rows(rows, within).drop_columns(["filtered"])
             for column, values in hidden.score_rows(rows, within).items() if cached else ():
-                kind = pa.large_binary() if column == "prefix_states" else pa.int64()
+                kind = pa.large_binary() if column == "prefix_states" else pa.int32()
                 rows = rows.append_column(column, pa.array(values, kind))
             given[field] = opened(tmp_path / name / field, "rows", rows)
         out = tmp_path / name / "attempt"
