@@ -42,11 +42,13 @@ def spaced(name: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a table: numbers short, texts as they are, the rest as JSON."""
+    """A value of a table: numbers short, texts as they are, of bytes how many, the rest as JSON."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, (int, float)):
         return number(value)
+    if isinstance(value, bytes):
+        return f"{number(len(value))} bytes"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

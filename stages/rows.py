@@ -134,7 +134,8 @@ def derived_seed(seed: int, row: str, attempt: int = 0) -> int:
 
 def rows_digest(table: pa.Table) -> str:
     """The digest of rows: canonical values sorted by id, never file bytes. Vectors (`list<float32>`) enter as the
-    bytes of their numbers: as Python numbers, those of 50,000 rows would take gigabytes."""
+    bytes of their numbers, and large contents (`large_binary`) as their digest: as Python numbers, or text, those of
+    50,000 rows would take gigabytes."""
     total = hashlib.sha256()
     names = sorted(table.column_names)
     values = zip(*(_values(table[name]) for name in names), strict=True)
@@ -157,6 +158,8 @@ def joined(groups: Sequence[Sequence[str]]) -> list[str]:
 def _values(column: pa.ChunkedArray) -> list[Any]:
     import pyarrow as pa
 
+    if column.type == pa.large_binary():
+        return [hashlib.sha256(value.as_buffer()).digest() if value.is_valid else None for value in column]
     if column.type != pa.list_(pa.float32()):
         found: list[Any] = column.to_pylist()
         return found

@@ -70,6 +70,14 @@ def shared_prefixes(input_ids: Tensor, position_ids: Tensor) -> tuple[Tensor, Te
     return told, places, torch.from_numpy(went)
 
 
+def came_from(went: Tensor) -> Tensor:
+    """For each of the fewer tokens, the first of those that went there."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.unique(went.numpy(), return_index=True)[1])
+
+
 def _common(one: np.ndarray, other: np.ndarray) -> int:
     """How many tokens two sequences begin with alike."""
     import numpy as np

@@ -17,6 +17,7 @@ from graftline.stages.train.objective.sft import Sft as Sft
 from graftline.stages.train.optimizer.adamw import AdamW as AdamW
 from graftline.stages.train.optimizer.adamw8bit import AdamW8bit as AdamW8bit
 from graftline.stages.train.optimizer.loraplus import LoraPlus as LoraPlus
+from graftline.stages.train.prefix_states import PrefixStates as PrefixStates
 from graftline.stages.train.reference_logprobs import ReferenceLogprobs as ReferenceLogprobs
 from graftline.stages.train.sampler.loss_filter import LossFilter as LossFilter
 from graftline.stages.train.sampler.shuffled import Shuffled as Shuffled

@@ -55,6 +55,12 @@ class Adapter(Plug):
     """What `Train.model` is: a model, or an adapter to go on from, whose card says how its base is held. The plug then
     has `go_on`, and neither splits nor attaches."""
 
+    @property
+    def upper_layers(self) -> int | None:
+        """How many of the model's upper layers hold all that trains, so that what enters them never changes (None: it
+        may lie anywhere)."""
+        return None
+
     def split(self, name: str, weight: Tensor) -> tuple[Tensor, Any]:
         """A linear layer's float weight before the base holds it, as the part to hold and what `attach` gets of it."""
         return weight, None
@@ -254,6 +260,12 @@ class Objective(Plug):
     def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
         """One bin: the rows, with their places in the table and the sampler's weights."""
         raise NotImplementedError(f"{type(self).__name__}.collate")
+
+    @property
+    def as_served(self) -> Objective:
+        """The same loss without anything that was computed beforehand by the model that trains: what is exported is
+        measured by it, on the base that training held and on others."""
+        return self
 
     @property
     def recalls(self) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ def work(
     def served(held: str) -> float:
         model: Any = stage.adapter.reopen(folder, directory, job.dtype, held)
         faster(model)
-        return evaluate(model.to(job.device), stage.objective, probe, settings, Alone())
+        return evaluate(model.to(job.device), stage.objective.as_served, probe, settings, Alone())
 
     measured = {"loss_as_trained": as_trained, "loss_as_served": served(job.valid_on)}
     if job.valid_on != "none":  # what a service gives that puts all its adapters on one float base

@@ -33,8 +33,8 @@ def test_errors_say_what_where_and_what_to_do():
 
 
 def test_values_of_tables():
-    assert [shown(True), shown(None), shown(0.5), shown("a <b>"), shown({"x": "ü"})] == [
-        "yes", "–", "0.5", "a <b>", '{"x": "ü"}',
+    assert [shown(True), shown(None), shown(0.5), shown("a <b>"), shown({"x": "ü"}), shown(b"\0" * 1152)] == [
+        "yes", "–", "0.5", "a <b>", '{"x": "ü"}', f"{number(1152)} bytes",
     ]  # fmt: skip
     assert shortened("abcdef", 4) == "abc…" and shortened("abcd", 4) == "abcd"
 

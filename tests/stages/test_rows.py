@@ -68,6 +68,16 @@ def test_vectors_enter_the_digest_by_their_numbers() -> None:
     assert rows_digest(whole.slice(1)) == rows_digest(whole.filter([False, True])), "not by its place in a buffer"
 
 
+def test_large_contents_enter_the_digest_by_their_own() -> None:
+    def of(*contents: bytes | None) -> str:
+        ids = [str(number) for number in range(len(contents))]
+        return rows_digest(pa.table({"id": ids, "x": pa.array(contents, pa.large_binary())}))
+
+    assert len({of(*each) for each in ((b"a", b"b"), (b"b", b"a"), (b"ab", b""), (b"ab", None), (None, None))}) == 5
+    whole = pa.table({"id": ["a", "b"], "x": pa.array([b"a", b"b"], pa.large_binary())})
+    assert rows_digest(whole.slice(1)) == rows_digest(whole.filter([False, True])), "not by its place in a buffer"
+
+
 def test_canonical_takes_anything_a_row_can_hold() -> None:
     assert canonical(float("nan")) != canonical(float("inf")) != canonical(None)
     assert canonical("\ud800") and canonical({"b": 1, "a": [b"x"]}) == '{"a":[{"bytes":"78"}],"b":1}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from graftline.stages.errors import AdapterMismatch, InvalidField
 from graftline.stages.lm.held import is_named
-from graftline.stages.specification import Paper
+from graftline.stages.specification import Added, Paper
 from graftline.stages.train.plugs import Adapter, Attached
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
+
+LAYER = re.compile(r".*?\.[^.]*\.(\d+)\.")
+"""A module's layer, as PEFT finds it."""
 
 
 class Lora(Adapter):
@@ -31,12 +35,14 @@ class Lora(Adapter):
         dropout: share of a layer's inputs to A set to 0 in training. Slow on a CPU.
         targets: `all-linear` (all but the output head), or the layers' names, such as `("q_proj", "v_proj")`.
         rank_stabilised: s = alpha/√r, for ranks of 64 and more.
+        upper: the last so many layers of the model train, and no other (None: all): nothing flows back below them, and
+            `Sft(cached_prefix=True)` computes what is below once.
 
     Raises:
-        InvalidField: a target is no linear layer of the model.
+        InvalidField: a target is no linear layer of the model, or of the upper ones; the model has fewer layers.
 
     Property tested: the base's logits at the start; first grad(A) = 0, grad(B) ≠ 0; rank(ΔW) ≤ r; merged = unmerged;
-    doubling r at fixed alpha halves s (÷√2 when rank-stabilised).
+    doubling r at fixed alpha halves s (÷√2 when rank-stabilised); below the upper layers nothing has a graph.
     """
 
     method = "adapter.lora"
@@ -52,13 +58,18 @@ class Lora(Adapter):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     rank_stabilised: bool = False
+    upper: Annotated[Annotated[int, Field(ge=1)] | None, Added] = None
+
+    @property
+    def upper_layers(self) -> int | None:
+        return self.upper
 
     def check(self) -> None:
         if not self.targets:
             raise InvalidField("names no layer", where="Lora.targets", do='use "all-linear" or layer names')
 
-    def config(self, targets: str | list[str]) -> LoraConfig:
-        """What PEFT is told."""
+    def config(self, targets: str | list[str], numbers: list[int] | None = None) -> LoraConfig:
+        """What PEFT is told: the layers' names, and their numbers where not all train."""
         from peft import LoraConfig
 
         return LoraConfig(
@@ -66,6 +77,7 @@ class Lora(Adapter):
             lora_alpha=2 * self.rank if self.alpha is None else self.alpha,
             lora_dropout=self.dropout,
             target_modules=targets,
+            layers_to_transform=numbers,
             use_rslora=self.rank_stabilised,
             task_type="CAUSAL_LM",
         )
@@ -80,7 +92,7 @@ class Lora(Adapter):
 
         from graftline.stages.train.adapter.lora_modules import REPLACED, share_inputs
 
-        config = self.config(self.layers(model))
+        config = self.config(self.layers(model), self.numbers(model))
         config._register_custom_module(REPLACED)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -99,15 +111,29 @@ class Lora(Adapter):
         endings = {name.rpartition(".")[2] for name, each in linear.items() if each is not head}
         if isinstance(self.targets, str):
             spared = {name.rpartition(".")[2] for name, each in linear.items() if each is head}
-            return self.targets if endings & spared else sorted(endings)
+            # PEFT takes no numbers beside `all-linear`; the head, which has none, is then left out.
+            return self.targets if endings & spared and self.upper is None else sorted(endings)
+        numbers = self.numbers(model)
         for target in self.targets:
-            if not any(is_named(name, [target]) for name in linear):
+            named = [name for name in linear if is_named(name, [target])]
+            if not named or (numbers is not None and not any(number_of(name) in numbers for name in named)):
                 raise InvalidField(
-                    f"{target!r} is no linear layer of the model",
+                    f"{target!r} is no linear layer of the model{'' if numbers is None else ' that trains'}",
                     where="Lora.targets",
                     do=f"use some of {', '.join(sorted(endings))}",
                 )
         return list(self.targets)
+
+    def numbers(self, model: PreTrainedModel) -> list[int] | None:
+        """The numbers of the layers that train (None: all)."""
+        if self.upper is None:
+            return None
+        every = sorted({number for name, _ in model.named_modules() if (number := number_of(name)) is not None})
+        if self.upper > len(every):
+            raise InvalidField(
+                f"the model has {len(every)} numbered layers", where="Lora.upper", do="use fewer, or leave it out"
+            )
+        return every[-self.upper :]
 
     def reopen(self, exported: Path, base: Path, dtype: str, held: str = "none") -> PreTrainedModel:
         from peft import PeftModel
@@ -117,6 +143,12 @@ class Lora(Adapter):
         model = load_held(base, dtype, held)
         opened = PeftModel.from_pretrained(model, str(exported), autocast_adapter_dtype=False)
         return in_dtype(opened, model.dtype).get_base_model()
+
+
+def number_of(name: str) -> int | None:
+    """Which layer a module lies in, by its name."""
+    found = LAYER.match(name)
+    return None if found is None else int(found[1])
 
 
 def in_dtype(wrapped: PeftModel, dtype: torch.dtype) -> PeftModel:

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from graftline.stages.errors import InvalidField
+from graftline.stages.specification import Added
 from graftline.stages.stage import Stage
-from graftline.stages.train.plugs import Batch, LossContext, LossOut, Objective, Row, Start
+from graftline.stages.train.plugs import Adapter, Batch, LossContext, LossOut, Objective, Row, Start
+from graftline.stages.train.prefix_states import PrefixStates, entering, pack_states
 from graftline.stages.train.tokenised import Tokenised
 
 if TYPE_CHECKING:
@@ -21,18 +24,41 @@ class Sft(Objective):
 
     Args:
         prompt_weight: weight of the prompt's tokens beside the assistant's 1 (0 to 1).
+        cached_prefix: where the upper layers alone train (`train.Lora(upper=8)`), what the frozen ones below make of
+            each row is a hidden row stage, `PrefixStates`, computed once for all epochs and trials; see there what it
+            costs and saves. In bf16 the states are rounded as those of single rows, not of bins.
+
+    Raises:
+        InvalidField: a cached prefix with an adapter that may train any layer, or a model that cannot be cut in two.
 
     Property tested: packed rows have the loss of separate ones; a row does not change its neighbour's logits; prompt
-    tokens get no loss; the end-of-turn token does.
+    tokens get no loss; the end-of-turn token does; a cached prefix changes no loss and no gradient in fp32.
     """
 
     method = "objective.sft"
     origin = "completion-only fine-tuning with exact packing, the baseline of every paper on instruction tuning"
 
     prompt_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    cached_prefix: Annotated[bool, Added] = False
+
+    def suits(self, adapter: Adapter) -> None:
+        if self.cached_prefix and adapter.upper_layers is None:
+            raise InvalidField(
+                f"{adapter!r} may train any layer, so that no layer's output stays as it is",
+                where="Train.objective.cached_prefix",
+                do="use adapter=train.Lora(upper=8), or leave it out",
+            )
 
     def prepare(self, rows: Stage, start: Start) -> Stage:
-        return Tokenised(rows=rows, model=start.pristine, max_length=start.max_length)
+        tokenised = Tokenised(rows=rows, model=start.pristine, max_length=start.max_length)
+        upper = start.adapter.upper_layers
+        if not self.cached_prefix or upper is None:
+            return tokenised
+        return PrefixStates(rows=tokenised, model=start.pristine, upper=upper, base=start.base, dtype=start.dtype)
+
+    @property
+    def as_served(self) -> Sft:
+        return type(self)(**{**self.__dict__, "cached_prefix": False}) if self.cached_prefix else self
 
     def collate(self, places: Sequence[int], rows: Sequence[Row], weights: Sequence[float]) -> Batch:
         import numpy as np
@@ -54,6 +80,8 @@ class Sft(Objective):
             "weights": torch.from_numpy(weight[targets].astype(np.float32)),
             "owner": torch.from_numpy(owner[targets]),
         }
+        if self.cached_prefix:
+            tensors |= pack_states(rows)
         return Batch(tuple(places), tensors, weight=float(weight.sum()), tokens=len(ids))
 
     def loss(self, model: nn.Module, batch: Batch, context: LossContext) -> LossOut:
@@ -62,7 +90,9 @@ class Sft(Objective):
         from graftline.stages.lm.label_logprobs import label_logprobs
 
         given = batch.tensors
-        each = -label_logprobs(model, given["input_ids"], given["position_ids"], given["positions"], given["labels"])
+        known = entering(model, given) if self.cached_prefix else {}
+        ids, positions = given["input_ids"], given["position_ids"]
+        each = -label_logprobs(model, ids, positions, given["positions"], given["labels"], **known)
         weights, owner = given["weights"], given["owner"]
         with torch.no_grad():
             zeros = torch.zeros(len(batch.rows), dtype=torch.float32, device=each.device)

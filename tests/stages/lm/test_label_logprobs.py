@@ -1,13 +1,16 @@
 """Log-probabilities of labels are the whole logits', whatever kind of head the model has."""
 
+import copy
 import functools
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from graftline.stages.errors import InvalidField
 from graftline.stages.lm.faster import faster
 from graftline.stages.lm.label_logprobs import head_weight, label_logprobs
+from graftline.stages.lm.upper_layers import cut_off
 
 PLAIN, MORE = ("llama", "qwen2", "gpt2"), ("granite", "cohere")
 
@@ -95,3 +98,57 @@ def test_products_are_of_few_sizes_in_bf16(monkeypatch):
         *(torch.autograd.grad(each.sum(), list(model.parameters())) for each in (found, expected)), strict=True
     ):
         assert (one.float() - other.float()).norm() < 0.05 * other.float().norm()
+
+
+def lower(model, rows, layers, dtype):
+    """What the layers below make of each row by itself."""
+    cut = copy.deepcopy(model)
+    cut_off(cut, 2 - layers)
+    found = [cut.base_model(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0] for row in rows]
+    return torch.cat(found).detach().to(dtype)
+
+
+HEAD = [*range(3, 40)]
+ALIKE, UNLIKE = [[*HEAD, 41, 42], [*HEAD, 43, 44, 45], [7, 8, 9]], [[*range(3, 12)], [*range(20, 29)]]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "olmo2"])
+@pytest.mark.parametrize("rows", [ALIKE, UNLIKE], ids=["a common prefix", "none"])
+@pytest.mark.parametrize("below", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_the_lower_layers_states_they_are_the_whole_models(kind, rows, below, dtype):
+    """Values, and gradients of what is above; the layers below, and the embeddings, are not computed."""
+    model = made(kind, dtype)
+    faster(model)
+    model.requires_grad_(False)
+    upper = [each for layer in model.model.layers[below:] for each in layer.requires_grad_().parameters()]
+    ids = torch.tensor([[token for row in rows for token in row]])
+    positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
+    places = (positions[0] > 0).nonzero().view(-1) - 1
+    asked = ids, positions, places, ids[0, places + 1]
+    states, computed = lower(model, rows, below, dtype), []
+    for module in (model.model.embed_tokens, *model.model.layers):
+        module.register_forward_hook(lambda module, _, __: computed.append(module))
+    whole = label_logprobs(model, *asked)
+    computed.clear()
+    cached = label_logprobs(model, *asked, states=states, below=below)
+    assert computed == list(model.model.layers[below:])
+    close = 1e-5 if dtype == torch.float32 else 0.04
+    torch.testing.assert_close(cached, whole, atol=close, rtol=close)
+    for one, other in zip(*(torch.autograd.grad(each.mean(), upper) for each in (cached, whole)), strict=True):
+        assert (one.float() - other.float()).norm() <= (1e-6 if close < 0.01 else 0.05) + close * other.float().norm()
+
+
+def test_states_go_to_a_model_with_more_than_a_head_too():
+    model = made("llama")
+    model.lm_head = torch.nn.Linear(32, 50)
+    given, places, labels = asked()
+    cut = lower(model, [given["input_ids"][0, :9].tolist(), given["input_ids"][0, 9:].tolist()], 1, torch.float32)
+    found = label_logprobs(model, *given.values(), places, labels, states=cut, below=1)
+    torch.testing.assert_close(found, label_logprobs(model, *given.values(), places, labels), atol=1e-5, rtol=1e-5)
+
+
+def test_states_are_refused_where_the_upper_layers_are_not_by_themselves():
+    given, places, labels = asked()
+    with pytest.raises(InvalidField, match="cached_prefix"):
+        label_logprobs(made("gpt2"), *given.values(), places, labels, states=torch.zeros(17, 32), below=1)

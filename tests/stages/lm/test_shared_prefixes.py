@@ -7,7 +7,7 @@ from graftline.stages.lm.faster import faster
 from graftline.stages.lm.label_logprobs import label_logprobs
 from graftline.stages.lm.packed_attention import segments
 from graftline.stages.lm.segment_attention import NAME as SEGMENTS
-from graftline.stages.lm.shared_prefixes import attends_by_positions, drops, shared_prefixes
+from graftline.stages.lm.shared_prefixes import attends_by_positions, came_from, drops, shared_prefixes
 from tests.stages.lm.test_label_logprobs import made
 
 HEAD = [7, 8, 9, 10]
@@ -109,3 +109,11 @@ def test_a_model_that_attends_otherwise_keeps_its_rows():
     model.transformer.wte.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[1]))
     label_logprobs(model, *asked(ROWS))
     assert sizes[-1] == sum(map(len, ROWS))
+
+
+def test_each_token_that_is_left_is_the_first_of_its_kind():
+    given = packed(ROWS)
+    ids, positions, went = shared_prefixes(*given)
+    came = came_from(went)
+    assert given[0][:, came].equal(ids) and given[1][:, came].equal(positions)
+    assert all(int(place) == went.tolist().index(new) for new, place in enumerate(came))

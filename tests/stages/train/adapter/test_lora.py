@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from graftline.stages.errors import InvalidField
-from graftline.stages.train import Lora
+from graftline.stages.train import Continue, Lora
 
 IDS = torch.randint(3, 64, (1, 12), generator=torch.Generator().manual_seed(1))
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -52,6 +52,55 @@ def test_nothing_below_the_lowest_trained_layer_goes_back(llama):
         layer.register_forward_hook(lambda _, __, output: graphs.append(output.requires_grad))
     made.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
     assert graphs == [False, True] and all(each.grad is not None for each in made.parameters.values())
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("up_proj", "q_proj"), ("layers.1.mlp.down_proj",)])
+def test_the_upper_layers_alone(llama, targets):
+    """Nothing that trains lies below, and nothing there, embeddings included, has a graph."""
+    made = attached(llama(), Lora(rank=4, targets=targets, upper=1))
+    assert {name.split(".layers.")[1][0] for name in made.parameters} == {"1"} and Lora(upper=1).upper_layers == 1
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in made.parameters} == (
+        set(LINEAR) if targets == "all-linear" else {each.rpartition(".")[2] for each in targets}
+    )
+    graphs = []
+    for module in (made.model.model.embed_tokens, *made.model.model.layers):
+        module.register_forward_hook(lambda _, __, output: graphs.append(output.requires_grad))
+    made.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+    assert graphs == [False, False, True] and all(each.grad is not None for each in made.parameters.values())
+    assert list(attached(llama(), Lora(upper=2)).parameters) == list(attached(llama()).parameters)
+
+
+def test_upper_layers_that_are_not_there_are_refused(llama):
+    with pytest.raises(InvalidField, match=r"Lora.upper: the model has 2 numbered layers"):
+        attached(llama(), Lora(upper=3))
+    for target in ("layers.0.mlp.down_proj", "model.layers.0.mlp.down_proj"):  # PEFT would train the one in full
+        with pytest.raises(InvalidField, match=r"Lora.targets: .* is no linear layer of the model that trains"):
+            attached(llama(), Lora(targets=("q_proj", target), upper=1))
+    assert Lora().upper_layers is None
+
+
+def test_peft_reloads_the_upper_layers(llama, tmp_path):
+    from peft import PeftModel
+
+    from graftline.stages.lm.adapters import AdapterSet, factors_of
+
+    made = attached(llama(), Lora(rank=4, upper=1), trained=True)
+    made.export(tmp_path, made.parameters, tmp_path / "unused", "some-model")
+    folder = tmp_path / "adapter"
+    assert json.loads((folder / "adapter_config.json").read_text())["layers_to_transform"] == [1]
+    assert {path.split(".layers.")[1][0] for path in factors_of(folder)} == {"1"}
+    expected = logits(made.model.eval())
+    peft = PeftModel.from_pretrained(llama(), str(folder)).eval()
+    assert torch.equal(logits(peft), expected) and not torch.allclose(expected, logits(llama()), atol=1e-2)
+    llama().save_pretrained(tmp_path / "base")
+    assert torch.equal(logits(Lora().reopen(folder, tmp_path / "base", "float32").eval()), expected)
+    serving = AdapterSet(llama(), "")
+    serving.load("it", folder)
+    serving.routing.use([serving.acquire("it")])
+    assert torch.allclose(logits(serving.model), expected, atol=1e-5)
+    model = llama()
+    more = Continue().go_on(model, folder)
+    assert list(more.parameters) == list(made.parameters) and torch.equal(logits(model.eval()), expected)
 
 
 def deltas(made):

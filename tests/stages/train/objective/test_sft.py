@@ -1,10 +1,15 @@
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from graftline.stages.train import Sft
+from graftline.stages.errors import InvalidField
+from graftline.stages.lm.faster import faster
+from graftline.stages.lm.upper_layers import cut_off
+from graftline.stages.train import Continue, Float, Full, Hft, Lora, Nf4, Pissa, Sft
+from graftline.stages.train.build import hold
 from graftline.stages.train.plugs import LossContext
 
 CONTEXT = LossContext(0, 1, training=True)
@@ -122,3 +127,55 @@ def test_a_batch_moves_whole(rows):
     moved = batch.to("meta")
     assert all(each.device.type == "meta" for each in moved.tensors.values())
     assert dataclasses.replace(moved, tensors={}) == dataclasses.replace(batch, tensors={})
+
+
+# --- a cached prefix --------------------------------------------------------------------------------------------
+
+CACHED = Sft(cached_prefix=True)
+
+
+def with_states(model, rows):
+    """The rows as `PrefixStates` leaves them, where the upper one of two layers trains."""
+    lower = copy.deepcopy(model)
+    cut_off(lower, 1)
+    made = []
+    for row in rows:
+        given = torch.from_numpy(row["input_ids"].astype(np.int64))[None]
+        states = lower.base_model(input_ids=given, use_cache=False).last_hidden_state[0].detach()
+        made.append({**row, "prefix_states": states.view(torch.uint8).numpy().tobytes(), "prefix_layers": 1})
+    return made
+
+
+@pytest.mark.parametrize("base", [Float(), Nf4()], ids=["float", "nf4"])
+@pytest.mark.parametrize("alike", [0, 6], ids=["nothing in common", "a common prefix"])
+def test_a_cached_prefix_changes_no_loss_and_no_gradient(llama, rows, base, alike):
+    model = llama()
+    hold(model, base, Lora(upper=1))
+    faster(model)
+    table = [rows([9, 17, 12, 12])[place] for place in range(4)]
+    if alike:
+        head = table[0]["input_ids"][:alike]
+        table = [{**row, "input_ids": np.concatenate([head, row["input_ids"][alike:]])} for row in table]
+    table = with_states(model, table)
+    attached = Lora(rank=4, upper=1).attach(model, {}, 0)
+    torch.manual_seed(5)
+    for parameter in attached.parameters.values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.train()
+    found = []
+    for objective in (Sft(), CACHED):
+        out = loss(model, table, [0, 1, 2, 3], objective, [1.0, 0.5, 1.0, 2.0])
+        gradients = torch.autograd.grad(out.loss_sum / out.weight, list(attached.parameters.values()))
+        found.append([out.loss_sum.detach() / out.weight, out.per_row, *gradients])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    assert found[0][2].abs().max() > 1e-4
+    assert CACHED.as_served == Sft() and Sft().as_served == Sft()
+    assert loss(model, table, [0], CACHED.as_served).loss_sum == loss(model, table, [0]).loss_sum
+
+
+@pytest.mark.parametrize("adapter", [Lora(), Full(), Hft(), Pissa(), Continue()], ids=lambda each: type(each).__name__)
+def test_a_prefix_that_may_train_is_not_cached(adapter):
+    CACHED.suits(Lora(upper=4, dropout=0.1))
+    with pytest.raises(InvalidField, match=r"objective.cached_prefix: .*may train any layer.*Lora\(upper=8\)"):
+        CACHED.suits(adapter)
