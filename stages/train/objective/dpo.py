@@ -33,11 +33,11 @@ class Dpo(Objective):
         beta: β, how dear it is to leave the reference.
         form: what becomes of the scores: `sigmoid`; `hinge`, max(0, 1 − β(s_w − s_l)); `robust`, see `smoothing`;
             `ipo`, (h − 1/(2β))² with h the difference of the *means* over each answer's tokens; `simpo`, −log σ(β(m_w −
-            m_l) − γ) with m the mean of log π, which needs no reference, and a β of 2 or more.
+            m_l) − γ) with m the mean of log π, which needs no reference, a β of 2 or more, and a γ.
         smoothing: share of pairs believed to be labelled the wrong way round, ε (below 0.5): the loss is
             (1 − ε)·L(s_w − s_l) + ε·L(s_l − s_w); of `robust`, unbiased, ((1 − ε)·L(s_w − s_l) − ε·L(s_l − s_w)) /
             (1 − 2ε).
-        gamma: γ of `simpo`, the margin a pair should have.
+        gamma: γ, the margin that β(s_w − s_l) should have: it is taken off it (not of `ipo`).
         likelihood: α: adds α times the mean negative log-probability of the chosen answer's tokens.
         reference: π_ref is the model as training `start`s (the held base with the adapter's initial state), or the
             pristine `base`, always `precomputed`.
@@ -47,8 +47,8 @@ class Dpo(Objective):
             has both in turn, for which a second copy of what trains is kept.
 
     Raises:
-        InvalidField: label smoothing together with `ipo`; γ without `simpo`; what a form has no use for; an adapter
-            with dropout, which the reference would not have.
+        InvalidField: what a form has no use for, such as label smoothing together with `ipo`; an adapter with dropout,
+            which the reference would not have.
 
     Property tested: log 2 at the start, exactly, in bf16 too, and 1/(4β²) for IPO; margins grow; sums for DPO and means
     for IPO; packed pairs have the loss of separate ones; swapped answers turn the gradient round; the reference is the
@@ -79,8 +79,8 @@ class Dpo(Objective):
             raise InvalidField(
                 "without wrong labels it is the sigmoid", where="Dpo.smoothing", do="say which share of them is wrong"
             )
-        if self.gamma and self.form != "simpo":
-            raise InvalidField("only SimPO has a margin", where="Dpo.gamma", do='use form="simpo", or 0')
+        if self.gamma and self.form == "ipo":
+            raise InvalidField("IPO has a margin of its own, 1/(2β)", where="Dpo.gamma", do="change beta, or use 0")
         if self.form == "simpo" and (self.precomputed or self.reference != "start"):
             name = "precomputed" if self.precomputed else "reference"
             raise InvalidField("SimPO has no reference", where=f"Dpo.{name}", do="leave it out")
@@ -166,7 +166,8 @@ class Dpo(Objective):
             return (means[:, 0] - means[:, 1] - 1 / (2 * self.beta)) ** 2
 
         def one(margin: Tensor) -> Tensor:
-            return relu(1 - margin) if self.form == "hinge" else -logsigmoid(margin - self.gamma)
+            above = margin - self.gamma
+            return relu(1 - above) if self.form == "hinge" else -logsigmoid(above)
 
         margin, wrong = self.beta * (scores[:, 0] - scores[:, 1]), self.smoothing
         if self.form == "robust":

@@ -192,6 +192,8 @@ def test_the_forms_that_share_its_core(llama, made):
     close = lambda values: pytest.approx(values.tolist(), rel=1e-4, abs=1e-5)  # noqa: E731
     hinged = (1 - 0.3 * h).clamp(min=0)
     assert found(form="hinge", beta=0.3) == close(hinged)
+    assert found(form="sigmoid", beta=0.3, gamma=0.5) == close(sigmoid(0.3 * h - 0.5))
+    assert found(form="hinge", beta=0.3, gamma=0.5) == close((1.5 - 0.3 * h).clamp(min=0))
     robust = (0.8 * sigmoid(0.3 * h) - 0.2 * sigmoid(-0.3 * h)) / 0.6
     assert found(form="robust", beta=0.3, smoothing=0.2) == close(robust)
     assert found(form="simpo", beta=2.5, gamma=0.5) == close(sigmoid(2.5 * m - 0.5))
@@ -285,8 +287,8 @@ def test_what_cannot_be_is_refused():
         Dpo(beta=0.0)
     with pytest.raises(InvalidField, match=r"^Dpo.smoothing.*the sigmoid"):
         Dpo(form="robust")
-    with pytest.raises(InvalidField, match=r"^Dpo.gamma.*only SimPO"):
-        Dpo(gamma=0.5)
+    with pytest.raises(InvalidField, match=r"^Dpo.gamma.*IPO has a margin"):
+        Dpo(form="ipo", gamma=0.5)
     with pytest.raises(InvalidField, match=r"^Dpo.precomputed.*no reference"):
         dpo(form="simpo")
     with pytest.raises(InvalidField, match=r"^Dpo.reference.*no reference"):
