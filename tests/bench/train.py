@@ -2,12 +2,12 @@
 
 Both sides train a LoRA (r = 16, alpha 32, every linear layer but the head, no dropout) on SmolLM2-135M with AdamW at
 one constant rate, on the same token ids, in the same order, in the same batches; each in a process of its own, by turns
-(ours, with `--workers`, in several that share the threads; the peak is then their sum). The first steps warm up;
+(ours, as `own2`, in two that share the threads; a side's peak is the sum of its processes'). The first steps warm up;
 loading and they are not counted. Tokens are those of the rows, padding left out (of pairs: both answers, each after its
 prompt). DPO's reference pass is counted on both sides. Losses are compared over the last half of the counted steps, and
 a gap above 1 % fails the bench.
 
-    python tests/bench/train.py lora|nf4|dpo [--rows 128] [--turns 3] [--workers 2] [--peer default,best]
+    python tests/bench/train.py lora|nf4|dpo [--rows 128] [--turns 3] [--own own,own2] [--peer default,best]
         [--dtype float32]
 
 `lora` and `nf4` are Alpaca's first rows, the answers trained; `dpo` is hh-rlhf's first helpful pairs that are short
@@ -76,20 +76,21 @@ def main() -> None:
     parser.add_argument("--peer", default="default,best", help="which of TRL's settings, by name")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of both (default: as each chooses)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--workers", type=int, default=1, help="processes of ours, which share the threads")
+    parser.add_argument("--own", default="own", help="which of ours: own, own2")
     parser.add_argument("--peers", type=Path, default=DEFAULT, help="where their environments lie")
     given = parser.parse_args()
-    names = [name for name in given.peer.split(",") if name]
+    own, names = ([name for name in each.split(",") if name] for each in (given.own, given.peer))
     python = python_of("trl", given.peers)
     with tempfile.TemporaryDirectory() as scratch:
         job, tokens = job_of(given, Path(scratch))
-        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in ("own", *names)}
+        turns: dict[str, list[dict[str, Any]]] = {name: [] for name in (*own, *names)}
         for _ in range(given.turns):
             for name, made in turns.items():
                 made.append(turn(python, job, name, tokens, Path(scratch)))
-    result = compared(given, job, tokens, turns)
+    result = compared(given, job, tokens, turns, own)
     print("RESULT", json.dumps(result))
-    far = {name: result["peers"][name]["loss_gap"] for name in names if result["peers"][name]["loss_gap"] > EQUAL}
+    gaps = {f"{ours}, {name}": peer["loss_gap"][ours] for name, peer in result["peers"].items() for ours in own}
+    far = {both: gap for both, gap in gaps.items() if gap > EQUAL}
     if far:
         sys.exit(f"the losses differ by more than {EQUAL:.0%}, so the speeds are not comparable: {far}")
 
@@ -116,7 +117,6 @@ def job_of(given: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], in
         "beta": BETA,
         "dtype": given.dtype,
         "threads": given.threads,
-        "workers": given.workers,
     }
     return job, sum(map(length, rows[WARM * BATCH :]))
 
@@ -131,8 +131,9 @@ def length(row: dict[str, Any]) -> int:
 def turn(python: Path, job: dict[str, Any], name: str, tokens: int, scratch: Path) -> dict[str, Any]:
     """One side's process, from start to end."""
     file = scratch / "job.json"
-    own = name == "own"
+    own = name.startswith("own")
     settings = {} if own else dict(PEERS[job["work"]][name])
+    job = job | {"workers": int(name.removeprefix("own") or 1)} if own else job
     processes = settings.pop("processes", 1)
     file.write_text(json.dumps(job if own else job | {"settings": settings}), encoding="utf-8")
     side = [sys.executable, HERE / "own_training.py"] if own else [python, HERE / "peers" / "trl_side.py"]
@@ -150,30 +151,36 @@ def turn(python: Path, job: dict[str, Any], name: str, tokens: int, scratch: Pat
 
 
 def compared(
-    given: argparse.Namespace, job: dict[str, Any], tokens: int, turns: dict[str, list[dict[str, Any]]]
+    given: argparse.Namespace,
+    job: dict[str, Any],
+    tokens: int,
+    turns: dict[str, list[dict[str, Any]]],
+    own: list[str],
 ) -> dict[str, Any]:
     """Medians of each side, and ours in the peers' terms."""
     sides = {name: figures(made) for name, made in turns.items()}
-    own = sides.pop("own")
+    ours = {name: sides.pop(name) for name in own}
     for name, peer in sides.items():
-        pairs = zip(turns["own"], turns[name], strict=True)
-        peer["ratio"] = round(
-            statistics.median(ours["tokens_per_second"] / theirs["tokens_per_second"] for ours, theirs in pairs), 2
-        )
-        peer["loss_gap"] = round(abs(own["loss"] / peer["loss"] - 1), 5)
-        peer["own_memory_share"] = round(own["peak_mb"] / peer["peak_mb"], 3)
+        peer["ratio"] = {each: round(ratio(turns[each], turns[name]), 2) for each in own}
+        peer["loss_gap"] = {each: round(abs(ours[each]["loss"] / peer["loss"] - 1), 5) for each in own}
+        peer["own_memory_share"] = {each: round(ours[each]["peak_mb"] / peer["peak_mb"], 3) for each in own}
     return {
         "bench": f"train {given.work}",
         "rows": given.rows,
         "tokens": tokens,
         "turns": given.turns,
         "threads": given.threads,
-        "workers": given.workers,
         "instructions": os.environ.get("ONEDNN_MAX_CPU_ISA", "all"),
         "lr": job["lr"],
-        "own": own,
+        "own": ours,
         "peers": sides,
     }
+
+
+def ratio(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
+    """The median over the turns."""
+    pairs = zip(ours, theirs, strict=True)
+    return statistics.median(one["tokens_per_second"] / other["tokens_per_second"] for one, other in pairs)
 
 
 def figures(made: list[dict[str, Any]]) -> dict[str, Any]:
