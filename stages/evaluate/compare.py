@@ -40,8 +40,9 @@ Results = dict[str, dict[str, list[Prediction]]]
 class Compare(Stage):
     """Puts the base model, its adapters and other models side by side on the same held-out rows.
 
-    Base and adapters answer through one engine, so that nothing but the adapter differs; "base" is the model without
-    any adapter. An adapter that belongs on a quantised base answers on one; the report says so (`held`). Intervals
+    "base" is the model without any adapter, as it was loaded. Base and adapters answer through one engine, so that
+    nothing but the adapter differs; an adapter that belongs on a quantised base answers on one such, in an engine of
+    its own, and the report says so (`held`). Intervals
     (95 %) count the rows of a group as one draw. Rows that a column was trained on, or that descend from them, are
     refused. The report has the values, the gains over the base, what each two columns got right that the other did not
     (with McNemar's exact test), which column was trained on more rows than which, samples, a confusion table and the
