@@ -7,7 +7,7 @@ import ast
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin
@@ -20,7 +20,7 @@ from graftline.stages.methods import families
 from graftline.stages.rows import FIXED, Columns
 from graftline.stages.specification import Plug, Specification
 from graftline.stages.stage import Kind, Stage, Takes
-from graftline.stages.value_graph import fingerprints
+from graftline.stages.value_graph import Named, fingerprints
 
 HEADER = "# Written by `graftline methods --write-stubs` from the files beside it; do not edit.\n\n"
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,16 +121,6 @@ class AnyOther(Stage):
     @property
     def kind(self) -> Kind:
         return typing.cast(Kind, self.of)
-
-
-class Named:
-    """Pins that answer with the names they are asked for: a golden fingerprint depends on no file and no network."""
-
-    def file(self, path: str) -> str:
-        return f"the content of {path}"
-
-    def pinned(self, name: str, find: Callable[[], str]) -> str:
-        return f"what {name} is"
 
 
 def golden() -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
+import threading
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import sympy
+from typing import Any
 
 RELATIVE = Fraction(1, 10**6)
+MOST_DIGITS = 100
 NUMBER = re.compile(
     r"""(?<![\w.])(?P<sign>[-+](?:(?=[\d.])|(?=[$€£¥])))?      # no minus between two operands
         [$€£¥]?
@@ -32,8 +33,18 @@ LATEX = (
     (re.compile(r"\^\{([^{}]*)\}"), r"**(\1)"),
     (re.compile(r"\\?[$€£]|\\\(|\\\)|\\\[|\\\]|\\%"), ""),
 )
-MOST_CHARACTERS, MOST_NODES, MOST_EXPONENT = 200, 120, 1000
-DIGITS = 30
+MOST_TEXT, MOST_CHARACTERS, MOST_NODES = 2000, 200, 120
+"""How much is read as a formula: characters as written, characters of the formula itself, parts."""
+LARGEST, SMALLEST = 2400, -330
+"""Powers of two, 10^722 and 10^-99, between which a value in a formula lies: one above is not computed, one below is
+0."""
+MOST_EXPONENT, MOST_ARGUMENT = 1000, 10**6
+PRECISION = 2800
+"""Bits, so many that what rounding leaves of the largest values is smaller than the smallest."""
+TOLERANCE = 10**24
+"""Equal up to one in so many."""
+FUNCTIONS = ("sqrt", "sin", "cos", "tan", "exp", "log", "ln", "abs")
+TURN = threading.Lock()
 POINTS = ("0.7390851332", "1.3247179572", "2.6220575542", "0.1149420448")
 """Where two formulas are compared; letters get points shifted against each other."""
 
@@ -42,7 +53,7 @@ def fraction(text: str) -> tuple[Fraction, bool] | None:
     """The number that a text is (its currency, unit or final punctuation apart), and whether it is a percentage; None
     where it is none, or several."""
     plain = _plain(text)
-    if mixed := re.fullmatch(r"(-?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)(?:\s+[^\W\d]+)?\.?", plain):
+    if mixed := re.fullmatch(r"(-?)\s*(\d{1,100})\s+(\d{1,100})\s*/\s*(\d{1,100})(?:\s+[^\W\d]+)?\.?", plain):
         sign, whole, above, below = mixed.groups()
         if int(below):
             return (-1 if sign else 1) * (int(whole) + Fraction(int(above), int(below))), False
@@ -71,94 +82,120 @@ def same_number(one: tuple[Fraction, bool], other: tuple[Fraction, bool]) -> boo
 
 
 def same_formula(one: str, other: str) -> bool | None:
-    """Whether two formulas are equal: their difference is zero to 30 digits at several points. None where one of them
-    cannot be read (only arithmetic, letters and a few functions are, and nothing is ever executed), or where they are
-    not numbers there."""
-    import sympy
-
+    """Whether two formulas are equal: at several points their values agree to 24 digits. None where one of them cannot
+    be read (only arithmetic, letters and a few functions are, and nothing is ever executed), or is no number there, or
+    none of a size that is computed (`LARGEST`)."""
     try:
         left, right = read(one), read(other)
-    except (Unreadable, SyntaxError, ValueError, RecursionError, MemoryError):
+        names = sorted(_letters(left) | _letters(right))
+        for shift in range(len(POINTS) - 1 if names else 1):
+            at = {
+                name: _numerics().mpf(POINTS[(number + shift) % len(POINTS)]) + number
+                for number, name in enumerate(names)
+            }
+            # mpmath's tables of constants grow as they are used, which threads must not do at once.
+            with TURN:
+                a = value(left, at)
+                b = a if one == other else value(right, at)
+                if abs(a - b) * TOLERANCE > max(abs(a), abs(b)):
+                    return False
+    except (Unreadable, SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
         return None
-    names = sorted({symbol.name for symbol in left.free_symbols | right.free_symbols})
-    for shift in range(len(POINTS) - 1):
-        at = {
-            sympy.Symbol(name): sympy.Float(POINTS[(number + shift) % len(POINTS)], DIGITS) + number
-            for number, name in enumerate(names)
-        }
-        try:
-            a, b = (each.evalf(DIGITS, subs=at) for each in (left, right))
-            if not (a.is_finite and b.is_finite):
-                return None
-            if abs(a - b) > 10 ** (6 - DIGITS) * max(1, abs(a), abs(b)):
-                return False
-        except (TypeError, ValueError, ArithmeticError, AttributeError):
-            return None
-        if not names:
-            break
     return True
 
 
 class Unreadable(Exception):
-    """A text is no formula."""
+    """A text is no formula, or none that is computed."""
 
 
-def read(text: str) -> sympy.Expr:
-    """The formula a text is, unevaluated.
+def read(text: str) -> ast.expr:
+    """The formula a text is, as Python's grammar reads it.
 
     Raises:
-        Unreadable: it has anything but numbers, letters, + - * / ^ and the functions named here; or it is too large.
+        Unreadable: it is too long, or has too many parts.
     """
-    plain = _formula(text)
+    plain = _formula(text) if len(text) <= MOST_TEXT else ""
     if not plain or len(plain) > MOST_CHARACTERS:
         raise Unreadable
     tree = ast.parse(plain, mode="eval")
     if sum(1 for _ in ast.walk(tree)) > MOST_NODES:
         raise Unreadable
-    return _built(tree.body)
+    return tree.body
 
 
-def _built(node: ast.expr) -> Any:
-    import sympy
+def value(node: ast.expr, at: Mapping[str, Any]) -> Any:
+    """A formula's value.
 
+    It cannot take long: there are at most `MOST_NODES` parts, each computed once, at one fixed precision, from values
+    that are 0 or between `SMALLEST` and `LARGEST` in size; what would work longer on large ones (powers, and functions
+    that grow or turn) has a closer bound.
+
+    Args:
+        at: letter → its value.
+
+    Raises:
+        Unreadable: it has anything but numbers, letters, + - * / ^ and a few functions, or a value in it is too large.
+        ArithmeticError, ValueError: it is no number there.
+    """
+    numerics = _numerics()
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         # From its text, so that 0.1 is a tenth.
-        return sympy.Rational(repr(node.value)) if abs(node.value) < 1e15 else _refuse()
-    if isinstance(node, ast.Name):
-        if node.id in ("pi", "e"):
-            return sympy.pi if node.id == "pi" else sympy.E
-        return sympy.Symbol(node.id) if len(node.id) == 1 else _refuse()
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-        inner = _built(node.operand)
-        return sympy.Mul(-1, inner, evaluate=False) if isinstance(node.op, ast.USub) else inner
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 1 and not node.keywords:
-        known = {"sqrt": sympy.sqrt, "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "exp": sympy.exp,
-                 "log": sympy.log, "ln": sympy.log, "abs": sympy.Abs}  # fmt: skip
-        function = known.get(node.func.id) or _refuse()
-        return function(_built(node.args[0]), evaluate=False)
-    if isinstance(node, ast.BinOp):
-        left, right = _built(node.left), _built(node.right)
-        if isinstance(node.op, ast.Add):
-            return sympy.Add(left, right, evaluate=False)
-        if isinstance(node.op, ast.Sub):
-            return sympy.Add(left, sympy.Mul(-1, right, evaluate=False), evaluate=False)
-        if isinstance(node.op, ast.Mult):
-            return sympy.Mul(left, right, evaluate=False)
-        if isinstance(node.op, ast.Div):
-            return sympy.Mul(left, sympy.Pow(right, -1, evaluate=False), evaluate=False)
-        if isinstance(node.op, ast.Pow):
-            # A tower of powers is the one thing here that could take for ever.
-            if any(isinstance(each, ast.Pow) for each in ast.walk(node.right)) or _large(right):
-                _refuse()
-            return sympy.Pow(left, right, evaluate=False)
+        found = numerics.mpf(repr(node.value)) if abs(node.value) < 1e15 else _refuse()
+    elif isinstance(node, ast.Name):
+        found = +numerics.pi if node.id == "pi" else +numerics.e if node.id == "e" else at.get(node.id) or _refuse()
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
+        inner = value(node.operand, at)
+        found = -inner if isinstance(node.op, ast.USub) else inner
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) == 1 and not node.keywords:
+        name = node.func.id if node.func.id in FUNCTIONS else _refuse()
+        inner = value(node.args[0], at)
+        if name in ("exp", "sin", "cos", "tan") and abs(inner) > MOST_ARGUMENT:
+            _refuse()
+        found = abs(inner) if name == "abs" else getattr(numerics, name)(inner)
+    elif isinstance(node, ast.BinOp):
+        found = _joined(node.op, value(node.left, at), value(node.right, at))
+    else:
+        found = _refuse()
+    return _bounded(found)
+
+
+def _joined(by: ast.operator, left: Any, right: Any) -> Any:
+    if isinstance(by, ast.Add):
+        return left + right
+    if isinstance(by, ast.Sub):
+        return left - right
+    if isinstance(by, ast.Mult):
+        return left * right
+    if isinstance(by, ast.Div):
+        return left / right
+    if isinstance(by, ast.Pow) and abs(right) <= MOST_EXPONENT:
+        return left**right
     return _refuse()
 
 
-def _large(exponent: Any) -> bool:
-    if exponent.free_symbols:
-        return False
-    value = exponent.evalf(10)
-    return not value.is_number or not value.is_finite or abs(value) > MOST_EXPONENT
+def _bounded(found: Any) -> Any:
+    """A value, with what rounding left of a zero made one: `1/(sqrt(2)^2 - 2)` is no number."""
+    numerics = _numerics()
+    sizes = numerics.mag(found.real), numerics.mag(found.imag)
+    if not (sizes[0] <= LARGEST and sizes[1] <= LARGEST):  # nor is what is not a number
+        _refuse()
+    real = found.real if sizes[0] >= SMALLEST else numerics.zero
+    imaginary = found.imag if sizes[1] >= SMALLEST else numerics.zero
+    return numerics.mpc(real, imaginary) if imaginary else real
+
+
+@functools.cache
+def _numerics() -> Any:
+    """mpmath at our precision, apart from the one that all of the process share."""
+    import mpmath
+
+    numerics = mpmath.MPContext()
+    numerics.prec = PRECISION
+    return numerics
+
+
+def _letters(formula: ast.expr) -> set[str]:
+    return {each.id for each in ast.walk(formula) if isinstance(each, ast.Name) and len(each.id) == 1} - {"e"}
 
 
 def _refuse() -> Any:
@@ -189,9 +226,9 @@ def _numbers(text: str) -> list[tuple[Fraction, bool, tuple[int, int]]]:
         if not whole and not point:
             continue
         digits = f"{(whole or '0').replace(',', '')}{point or ''}{match['exponent'] or ''}"
-        value = Fraction(digits) if len(digits) <= 100 else None
-        if value is None:
+        if len(digits) > MOST_DIGITS or len(match["below"] or "") > MOST_DIGITS:
             continue
+        value = Fraction(digits)
         if match["below"]:
             below = Fraction(match["below"])
             if not below:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from graftline.stages.specification import Plug
 
 HASHES = re.compile(r"####[ \t]*([^\n]+)")
-PHRASE = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]{1,200})", re.IGNORECASE)
+PHRASE = re.compile(r"\banswer\s*(?:is|:|=)\s*(?::\s*)?([^\n]{1,200})", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

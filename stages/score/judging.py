@@ -12,7 +12,7 @@ from graftline.stages.errors import EngineFailed, InvalidField
 from graftline.stages.score.asking import asked
 from graftline.stages.shapes import Rounds
 from graftline.stages.stage import Stage
-from graftline.stages.value_graph import walk
+from graftline.stages.value_graph import Named, fingerprints, walk
 
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Answer, Engine, Request
@@ -106,10 +106,13 @@ def refuse_own_work(judge: Stage, rows: Stage, where: str) -> None:
     """Refuse a judge that wrote the rows.
 
     Raises:
-        InvalidField: a stage above the rows asked the same model.
+        InvalidField: a stage above the rows asked the same model, wherever it is served and however hard it is asked.
     """
-    for stage in walk(rows):
-        if isinstance(stage, Rounds) and stage.asks() == judge:
+    writers = [(stage, stage.asks()) for stage in walk(rows) if isinstance(stage, Rounds)]
+    # At construction nothing outside is looked at, so a model is the one it is named.
+    known = fingerprints([judge, *(model for _, model in writers)], Named())
+    for stage, model in writers:
+        if known[model.key] == known[judge.key]:
             raise InvalidField(
                 f"{judge!r} wrote these rows ({stage.name})",
                 where=where,

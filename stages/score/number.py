@@ -14,9 +14,10 @@ class Number(Check):
 
     The response's number is the one it marks (`#### 3`, `\\boxed{3}`, "the answer is 3"), else the whole response, else
     the last number in it. Whole numbers are equal or not, others up to one in a million; what is no number is compared
-    as a formula, at several points to 30 digits.
+    as a formula, at several points to 24 digits.
     Signs count, units do not; `50 %` equals both 50 and 0.5. Nothing that a model wrote is executed, and what could
-    take long is not read: such a reference is missing, such a response wrong.
+    take long (a formula that is long, or grows beyond 700 digits) is not read: such a reference is missing, such a
+    response wrong.
 
     The property its test checks: a table of pairs, right and wrong, and each reference is equal to itself.
     """

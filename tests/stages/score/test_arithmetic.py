@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import pytest
 
-from graftline.stages.score.arithmetic import Unreadable, fraction, last_fraction, read, same_formula, same_number
+from graftline.stages.score.arithmetic import (
+    Unreadable,
+    fraction,
+    last_fraction,
+    read,
+    same_formula,
+    same_number,
+    value,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,5 +47,21 @@ def test_formulas() -> None:
     assert same_formula("a+b", "a+2b") is False
     assert same_formula("1/(x-x)", "1") is not True
     assert same_formula("log(x)", "nonsense here") is None
+    assert same_formula("2^(3^x)", "2^(3^(x+1)/3)") is True
     with pytest.raises(Unreadable):
-        read("2**(3**x)")
+        read("+".join("x" * 101))
+    with pytest.raises(Unreadable):
+        value(read("x.real"), {"x": 1})
+
+
+@pytest.mark.parametrize("formula", ["2^x", "x^2", "sqrt(x)", "log(x) + sin(x)/x", "abs(-x)", "exp(-x)"])
+def test_a_formulas_value(formula: str) -> None:
+    names = {"sqrt": math.sqrt, "log": math.log, "sin": math.sin, "exp": math.exp, "abs": abs, "x": 1.5}
+    expected = eval(formula.replace("^", "**"), {"__builtins__": {}}, names)
+    assert float(value(read(formula), {"x": 1.5})) == pytest.approx(expected, rel=1e-12)
+
+
+def test_threads_compare_alike() -> None:
+    pairs = [(f"sin(x+{n})^2 + log({n + 2})", f"1 - cos(x+{n})^2 + log({n + 2})") for n in range(12)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda pair: same_formula(*pair), pairs)) == [True] * len(pairs)

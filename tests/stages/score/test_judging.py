@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from graftline.stages.errors import EngineFailed, InvalidField, PromptTooLong
+from graftline.stages.lm.endpoint import Endpoint
 from graftline.stages.lm.engine import Answer, Request, Sampling
 from graftline.stages.lm.llm import Llm
+from graftline.stages.rows import FIXED
 from graftline.stages.score.judging import first_object, quoted, refuse_own_work, words
+from graftline.stages.score.llm_judge import LlmJudge
+from graftline.stages.score.pair_judge import PairJudge
 from graftline.stages.shapes import Rounds
+from graftline.stages.stage import Model, Stage
 
 from .conftest import Given, Told
 
@@ -93,10 +98,14 @@ def test_no_object(text: str) -> None:
 
 
 class Writes(Rounds):
-    teacher: Any = None
+    teacher: Model = Llm("tiny")
+    made: ClassVar[dict[str, str]] = {**FIXED, "chosen": "string", "rejected": "string", "prompt": "messages"}
 
-    def asks(self) -> Any:
-        return Llm("tiny")
+    def asks(self) -> Stage:
+        return self.teacher
+
+    def columns_made(self) -> dict[str, str]:
+        return self.made
 
 
 def test_nobody_judges_their_own_work() -> None:
@@ -105,3 +114,26 @@ def test_nobody_judges_their_own_work() -> None:
         refuse_own_work(Llm("tiny"), rows, "X.judge")
     refuse_own_work(Llm("other/model"), rows, "X.judge")
     refuse_own_work(Llm("tiny"), Given(), "X.judge")
+
+
+def served(name: str = "gpt", **fields: Any) -> Endpoint:
+    return Endpoint(name, **{"url": "https://host/v1", **fields})
+
+
+@pytest.mark.parametrize("kind", [LlmJudge, PairJudge])
+@pytest.mark.parametrize(
+    "fields", [{"concurrency": 2}, {"label": "judge"}, {"price_in": 9.0}, {"timeout": 1.0}, {"url": "https://b/v1"}]
+)
+def test_how_a_model_is_asked_makes_it_no_other(kind: Any, fields: dict[str, Any]) -> None:
+    rows = Writes(teacher=served())
+    with pytest.raises(InvalidField, match="wrote these rows"):
+        kind(rows=rows, judge=served(**fields))
+    assert kind(rows=rows, judge=served(**fields), allow_own=True).allow_own
+    assert kind(rows=rows, judge=served("another", **fields)).judge.model == "another"
+
+
+def test_a_model_is_compared_by_name_not_by_its_files() -> None:
+    rows = Writes(teacher=Llm("./not/there", label="teacher"))
+    with pytest.raises(InvalidField, match="wrote these rows"):
+        refuse_own_work(Llm("./not/there"), rows, "X.judge")
+    refuse_own_work(Llm("./nor/there"), rows, "X.judge")
