@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graftline.stages.errors import InvalidField
 from graftline.stages.expected import Expected, Given, prompt_turns
 from graftline.stages.rows import Columns, canonical
+from graftline.stages.score.perplexity import Perplexity
 from graftline.stages.select.ranking import missing
 from graftline.stages.shapes import Selector, Verdict
-from graftline.stages.specification import Paper
-from graftline.stages.stage import Context
+from graftline.stages.specification import Paper, specifications
+from graftline.stages.stage import Context, Stage, View
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,8 +24,9 @@ class Grape(Selector):
 
     Rows answer one prompt where all their messages but the final assistant turn are equal. Likelihood does not know
     truth, so a `gate` should sort out wrong responses; it applies before the choice. The scores must be the mean
-    log-probability a token (a sum prefers short responses) under the very model that `Train` starts from:
-    `score.Perplexity(model=student)`.
+    log-probability a token (a sum prefers short responses) of the final turn alone (the earlier turns of a
+    conversation would weigh the less the longer the response is) under the very model that `Train` starts from:
+    `score.Perplexity(model=student, of="last")`.
 
     Args:
         by: the column of the mean log-probability of the response.
@@ -33,8 +36,12 @@ class Grape(Selector):
             then the smaller id first.
 
     The properties its tests check: at most one row of a prompt; the gate comes first; a monotone transform of the
-    scores changes nothing, nor does the rows' order. A prompt of which no response can be kept disappears, and one of
+    scores changes nothing, nor does the rows' order; of a conversation, what was said before the response changes
+    nothing. A prompt of which no response can be kept disappears, and one of
     its rows has the reason `no response to its prompt is left`, so that the account counts such prompts.
+
+    Raises:
+        InvalidField: the scores are a `Perplexity`'s of other tokens than the last turn's.
     """
 
     method = "select.grape"
@@ -44,6 +51,15 @@ class Grape(Selector):
     by: str = "logprob_mean"
     gate: str | None = None
     prefer: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        for stage in makers(self.rows, self.by):
+            if isinstance(stage, Perplexity) and stage.of != "last":
+                raise InvalidField(
+                    f"the {self.by!r} of Perplexity(of={stage.of!r}) is not that of the response, given its prompt",
+                    where="Grape.rows",
+                    do='score with Perplexity(of="last")',
+                )
 
     def columns_needed(self) -> Mapping[str, Columns]:
         gate: Columns = {self.gate: "number"} if self.gate else {}
@@ -79,6 +95,22 @@ class Grape(Selector):
         """Among the responses to a prompt: the smallest is chosen."""
         known = self.prefer.index(row["source"]) if row["source"] in self.prefer else len(self.prefer)
         return -row[self.by], known, row["id"]
+
+
+def makers(rows: Stage, column: str) -> Iterator[Stage]:
+    """The stages that add a column which rows have; none where it came with them. Row stages pass on the columns of
+    their `rows`, and parts those of what they are parts of."""
+    seen: set[str] = set()
+    stack: list[Any] = [rows]
+    while stack:
+        stage = stack.pop()
+        if stage.key in seen:
+            continue
+        seen.add(stage.key)
+        if column in stage.columns_added():
+            yield stage
+        else:
+            stack += specifications(stage.__dict__.get("of" if isinstance(stage, View) else "rows"))
 
 
 def prompt(messages: Sequence[Mapping[str, str]]) -> str:

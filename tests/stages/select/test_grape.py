@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from graftline.stages import Llm
-from graftline.stages.errors import MissingColumn
+from graftline.stages.errors import InvalidField, MissingColumn
 from graftline.stages.score import Perplexity
-from graftline.stages.select import Grape
+from graftline.stages.select import Concat, Grape, Split, Where
 
 HAS = {"logprob_mean": "float64", "verified": "int64"}
 NAN = float("nan")
@@ -129,12 +129,64 @@ def test_the_style_of_the_model_is_picked(chosen: Any, taught: Any, given_rows: 
             asked = row(f"{number:02} {name}", f"what of matter {number}?", None)
             rows.append({**asked, "messages": [asked["messages"][0], {"role": "assistant", "content":
                          answer.format(f"matter {number}")}]})  # fmt: skip
-    scorer = Perplexity(rows=given_rows(), model=Llm("tiny"))
+    scorer = Perplexity(rows=given_rows(), model=Llm("tiny"), of="last")
     means = scorer.score_rows(table(rows, **HAS), taught(style))["logprob_mean"]
     by_id = dict(zip(sorted(each["id"] for each in rows), means, strict=True))
     scored = [{**each, "logprob_mean": by_id[each["id"]]} for each in rows]
     kept = [id for id, why in chosen(scored).items() if not why]
     assert len(kept) == 20 and sum(id.endswith(style) for id in kept) >= 19
+
+
+def test_what_was_said_before_the_response_does_not_count(
+    chosen: Any, taught: Any, given_rows: Any, table: Any
+) -> None:
+    """An earlier turn that the model finds unlikely is shared by both responses. Spread over all of the assistant's
+    tokens it weighs less beside the longer response, so that by their mean the less likely response would win."""
+    asked = [("user", "hello?"), ("assistant", STYLES["curt"].format("it")), ("user", "what of matter 7?")]
+    answers = {"likely": "dear friend", "long": STYLES["kind"].format("matter 7")}
+    before = [{"role": role, "content": text} for role, text in asked]
+    rows = [
+        {**row(id, "", None), "messages": [*before, {"role": "assistant", "content": answer}]}
+        for id, answer in answers.items()
+    ]
+    context = taught("kind")
+    with context.engine(None) as engine:
+        tokenizer, model = engine.loaded.tokenizer, engine.loaded.model
+    by_hand, picked = {}, {}
+    for each in rows:
+        text = str(tokenizer.apply_chat_template(each["messages"], tokenize=False)).rstrip("\n")
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        start = len(tokenizer(text[: text.rindex(answers[each["id"]])], add_special_tokens=False)["input_ids"])
+        with torch.no_grad():
+            values = model(torch.tensor([ids])).logits[0].log_softmax(-1)[range(start - 1, len(ids) - 1), ids[start:]]
+        by_hand[each["id"]] = float(values.mean())
+    for of in ("last", "answer"):
+        scorer = Perplexity(rows=given_rows(), model=Llm("tiny"), of=of)
+        means = dict(zip(answers, scorer.score_rows(table(rows, **HAS), context)["logprob_mean"], strict=True))
+        found = chosen([{**each, "logprob_mean": means[each["id"]]} for each in rows])
+        picked[of] = [id for id, why in found.items() if not why]
+        if of == "last":
+            assert means == pytest.approx(by_hand, abs=1e-4)
+    assert by_hand["likely"] > by_hand["long"] + 0.1
+    assert picked == {"last": ["likely"], "answer": ["long"]}
+
+
+@pytest.mark.parametrize("of", ["answer", "alone", "text"])
+def test_scores_of_other_tokens_are_refused(given_rows: Any, of: Any) -> None:
+    """However far up the graph they were made; what is not known to be one is the user's own."""
+    wrong, right = (Perplexity(rows=given_rows(), model=Llm("tiny"), of=each) for each in (of, "last"))
+    for rows in (
+        wrong,
+        Where(rows=wrong, column="logprob_mean", at_least=-7.0),
+        Split(rows=wrong, shares=(0.5, 0.25, 0.25)).train,
+        Concat(rows=(right, wrong)),
+    ):
+        with pytest.raises(InvalidField, match=r"Grape\.rows.*last") as caught:
+            Grape(rows=rows)
+        assert of in caught.value.what
+    Grape(rows=Concat(rows=(right, Where(rows=right, column="logprob_mean", at_least=-7.0))))
+    other = Perplexity(rows=given_rows(has={"own": "float64"}), model=Llm("tiny"), of=of)
+    assert Grape(rows=other, by="own").by == "own"
 
 
 def test_the_column_is_asked_for_by_name(given_rows: Any) -> None:
