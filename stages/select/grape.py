@@ -32,18 +32,23 @@ class Grape(Selector):
         by: the column of the mean log-probability of the response.
         gate: a numeric column, 0 where a response is not valid, such as `verified`; missing is not valid (None: all
             are).
-        prefer: sources in order of preference, for responses with equal scores; other sources come after them, and
-            then the smaller id first.
+        prefer: where responses come from, in order of preference, for those with equal scores; others come after them,
+            and then the smaller id first. Each is one of: a file that was read (`"experts.jsonl"`), a model that wrote
+            the response (`"Qwen2.5-7B-Instruct"`, as in `gen.model`), or a row's whole `source` (`"experts.jsonl:17"`,
+            `"generated"`). Of a path, and of a model's name with its owner, rows hold the last part, so that the rest
+            tells nothing apart: files to be ranked need different names. A teacher that is an adapter goes by its
+            stage's class.
 
     The properties its tests check: at most one row of a prompt; the gate comes first; a monotone transform of the
     scores changes nothing, nor does the rows' order; of a conversation, what was said before the response changes
-    nothing. A prompt of which no response can be kept disappears, and one of
+    nothing; two files, and two teachers, are ranked. A prompt of which no response can be kept disappears, and one of
     its rows has the reason `no response to its prompt is left`, so that the account counts such prompts.
 
     Raises:
         InvalidField: the scores are a `Perplexity`'s of other tokens than the last turn's.
     """
 
+    version = 2  # files and teachers can be preferred
     method = "select.grape"
     papers = (Paper("The Best Instruction-Tuning Data are Those That Fit"),)
     specimen: ClassVar[Mapping[str, Any]] = {"by": "score"}
@@ -63,7 +68,7 @@ class Grape(Selector):
 
     def columns_needed(self) -> Mapping[str, Columns]:
         gate: Columns = {self.gate: "number"} if self.gate else {}
-        return {"rows": {"messages": "messages", "source": "string", **gate, self.by: "number"}}
+        return {"rows": {"messages": "messages", "source": "string", "gen": "gen", **gate, self.by: "number"}}
 
     def expected(self, given: Given) -> Expected:
         """At most a row for each prompt; of a sample of many rows, few share theirs."""
@@ -71,7 +76,7 @@ class Grape(Selector):
         return Expected(rows.at_most(rows.groups(lambda row: canonical(prompt_turns(row))), mark="<="))
 
     def select_rows(self, table: pa.Table, context: Context) -> Iterable[Verdict]:
-        columns = ["id", "source", self.by, *([self.gate] if self.gate else [])]
+        columns = ["id", "source", "gen", self.by, *([self.gate] if self.gate else [])]
         prompts: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for row, messages in zip(table.select(columns).to_pylist(), table["messages"].to_pylist(), strict=True):
             prompts[prompt(messages or [])].append(row)
@@ -93,8 +98,23 @@ class Grape(Selector):
 
     def _place(self, row: Mapping[str, Any]) -> tuple[float, int, str]:
         """Among the responses to a prompt: the smallest is chosen."""
-        known = self.prefer.index(row["source"]) if row["source"] in self.prefer else len(self.prefer)
-        return -row[self.by], known, row["id"]
+        names = origins(row)
+        known = (place for place, name in enumerate(self.prefer) if any(_names(name, each) for each in names))
+        return -row[self.by], next(known, len(self.prefer)), row["id"]
+
+
+def origins(row: Mapping[str, Any]) -> list[str]:
+    """What a row's response can be said to come from: its source, the file that this is a line of, and the model that
+    wrote it."""
+    source = row["source"] or ""
+    file, _, line = source.rpartition(":")
+    found = [source, file if line.isdecimal() else "", (row["gen"] or {}).get("model") or ""]
+    return [name for name in found if name]
+
+
+def _names(name: str, origin: str) -> bool:
+    """Whether a name, with or without the path before it, is the one a row holds."""
+    return name == origin or name.endswith(f"/{origin}")
 
 
 def makers(rows: Stage, column: str) -> Iterator[Stage]:

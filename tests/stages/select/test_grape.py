@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import random
 from pathlib import Path
@@ -13,8 +14,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from graftline.stages import Llm
+from graftline.pipelines import run
+from graftline.stages import Llm, generate, read
 from graftline.stages.errors import InvalidField, MissingColumn
+from graftline.stages.rows import FIXED, schema
 from graftline.stages.score import Perplexity
 from graftline.stages.select import Concat, Grape, Split, Where
 
@@ -73,6 +76,66 @@ def test_ties_by_preferred_source_then_id(chosen: Any) -> None:
     kept = {prefer: [id for id, why in chosen(rows, prefer=prefer).items() if not why] for prefer in
             ((), ("strong",), ("own", "strong"), ("nobody",))}  # fmt: skip
     assert kept == {(): ["a"], ("strong",): ["b"], ("own", "strong"): ["c"], ("nobody",): ["a"]}
+
+
+@pytest.fixture
+def preferred(given_rows: Any, context: Any) -> Any:
+    """The answers of the rows kept of tables whose scores are all the same."""
+
+    def keep(tables: list[pa.Table], *prefer: str) -> list[str]:
+        whole = pa.concat_tables([each.select(list(FIXED)) for each in tables]).sort_by("id")
+        whole = whole.append_column("logprob_mean", pa.array([-1.0] * len(whole)))
+        kept = [each.id for each in Grape(rows=given_rows(has=HAS), prefer=prefer).select_rows(whole, context)
+                if each.outcome == "kept"]  # fmt: skip
+        return sorted(row["answer"] for row in whole.to_pylist() if row["id"] in kept)
+
+    return keep
+
+
+def test_files_are_preferred_by_their_names(preferred: Any, tmp_path: Path) -> None:
+    """Rows of two files as they are read; their sources have a line each."""
+    tables = []
+    for name in ("crowd.jsonl", "a:1.jsonl", "experts.jsonl"):
+        lines = [{"q": f"Q{number}?", "a": f"{name} {number}"} for number in range(8)]
+        (tmp_path / name).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        reader = read.Jsonl(path=str(tmp_path / name), prompt="{q}", answer="{a}")
+        made = [each.row for each in reader.read(reader.path)]
+        assert made[1]["source"] == f"{name}:2"
+        tables.append(pa.Table.from_pylist(made, schema=schema(FIXED)))
+    for name in ("crowd.jsonl", "a:1.jsonl", "experts.jsonl"):
+        for given in (name, str(tmp_path / name), f"s3://bucket/{name}"):
+            assert preferred(tables, given, "crowd.jsonl") == [f"{name} {number}" for number in range(8)]
+    by_id = preferred(tables)
+    assert len({answer.partition(" ")[0] for answer in by_id}) > 1, "no file is the first by its ids"
+    for other in ("nobody", "experts", "jsonl", "perts.jsonl", "experts.jsonl/", "2", ""):
+        assert preferred(tables, other) == by_id
+    found = preferred(tables, "experts.jsonl:2", "a:1.jsonl")
+    assert found == [f"a:1.jsonl {number}" for number in (0, *range(2, 8))] + ["experts.jsonl 1"]
+
+
+@pytest.mark.real
+def test_teachers_are_preferred_by_their_models(preferred: Any, tmp_path: Path) -> None:
+    """Rows of two scripted teachers as a run makes them: all of them have the source `generated`."""
+    from graftline.stages.lm import tiny
+
+    (tmp_path / "seeds.jsonl").write_text("".join(f'{{"q": "Q{number}?"}}\n' for number in range(8)))
+    prompts, teachers = read.Jsonl(path="seeds.jsonl", prompt="{q}"), {}
+    for seed, name in enumerate(("weak-1b", "strong-7b")):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        tiny.write(tmp_path / "models" / name)
+        teacher = Llm(str(tmp_path / "models" / name), engine="scripted")
+        teachers[name] = generate.TeacherResponses(prompts=prompts, teacher=teacher, max_new_tokens=64, seed=seed)
+    made = run(teachers, str(tmp_path / "store"), base=tmp_path, address="here")
+    tables = {name: made[name].rows() for name in teachers}
+    said = {name: sorted(table["answer"].to_pylist()) for name, table in tables.items()}
+    assert {each for table in tables.values() for each in table["source"].to_pylist()} == {"generated"}
+    assert [len(each) for each in said.values()] == [8, 8] and not set(said["weak-1b"]) & set(said["strong-7b"])
+    both = list(tables.values())
+    for name in said:
+        for given in (name, f"owner/{name}", str(tmp_path / "models" / name)):
+            assert preferred(both, given) == said[name] == preferred(both, given, "generated")
+    by_id = preferred(both)
+    assert by_id not in said.values() and preferred(both, "generated", "strong-7b") == by_id
 
 
 def test_what_a_prompt_is(chosen: Any) -> None:
