@@ -262,8 +262,10 @@ class CountedEngine:
             for choice, count in counted.items()
         )
 
-    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
-        found = self.engine.logprobs(rows, adapter or self.adapter, whole)
+    def logprobs(
+        self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False, last: bool = False
+    ) -> list[list[float]]:
+        found = self.engine.logprobs(rows, adapter or self.adapter, whole, last)
         self._add(len(rows), tokens_scored=self.engine.count_tokens(rows))
         return found
 

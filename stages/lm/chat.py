@@ -45,21 +45,24 @@ def render_whole(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list
     return _tokens(tokenizer, _text(tokenizer, messages))
 
 
-def render_supervised(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[bool]]:
+def render_supervised(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, last: bool = False
+) -> tuple[list[int], list[bool]]:
     """The tokens of a whole conversation, and for each whether it is trained: True on every assistant turn's text and
-    its end-of-turn token.
+    its end-of-turn token; with `last`, on those of the last turn alone.
 
     Raises:
-        NoTrainedToken: there is no assistant turn, or the turns are empty.
+        NoTrainedToken: there is no assistant turn, or the turns are empty; with `last`, the last turn is none.
         RowFault: the conversation cannot be rendered, or a turn's first characters join the template's last token.
         InvalidField: the template changes earlier turns when later ones follow, or marks no end of turn.
     """
     ids = render_whole(tokenizer, messages)
     mask = [False] * len(ids)
-    for start, end in _assistant_spans(tokenizer, messages, ids):
+    for start, end in _assistant_spans(tokenizer, messages, ids, len(messages) - 1 if last else 0):
         mask[start:end] = [True] * (end - start)
     if not any(mask):
-        raise NoTrainedToken("has no assistant turn with text", do="give the row an answer")
+        what = "does not end in an assistant turn with text" if last else "has no assistant turn with text"
+        raise NoTrainedToken(what, do="give the row an answer")
     return ids, mask
 
 
@@ -71,16 +74,16 @@ def continuation(tokenizer: PreTrainedTokenizerBase, messages: Messages, text: s
 
 
 def _assistant_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, ids: list[int]
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, ids: list[int], first: int = 0
 ) -> Iterator[tuple[int, int]]:
-    """Start and end (exclusive) of each assistant turn in the tokens of the whole conversation."""
+    """Start and end (exclusive) of each assistant turn from message `first` on, in the tokens of the whole
+    conversation."""
     special = _special(tokenizer).ids
     for index, message in enumerate(messages):
-        if message["role"] != "assistant" or not message["content"].strip():
+        if index < first or message["role"] != "assistant" or not message["content"].strip():
             continue
         before = _tokens(tokenizer, _text(tokenizer, messages[:index], ask=True))
-        last = index == len(messages) - 1
-        until = ids if last else _tokens(tokenizer, _text(tokenizer, messages[: index + 1]))
+        until = ids if index == len(messages) - 1 else _tokens(tokenizer, _text(tokenizer, messages[: index + 1]))
         where = f"messages[{index}]"
         if ids[: len(until)] != until:
             raise InvalidField(

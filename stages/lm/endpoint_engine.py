@@ -161,7 +161,9 @@ class EndpointEngine:
     ) -> list[list[float]]:
         raise no_logprobs(self.model)
 
-    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
+    def logprobs(
+        self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False, last: bool = False
+    ) -> list[list[float]]:
         raise no_logprobs(self.model)
 
     def count_tokens(self, conversations: Sequence[Messages]) -> int:

@@ -112,9 +112,12 @@ class Engine(Protocol):
     ) -> list[list[float]]:
         """For each prompt and each of its choices, the natural log-probability of the choice and its end of turn."""
 
-    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
+    def logprobs(
+        self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False, last: bool = False
+    ) -> list[list[float]]:
         """For each row, the natural log-probability of every token of its assistant turns, ends of turn included.
-        `whole`: of every token of the conversation but the first, the template's own included."""
+        `whole`: of every token of the conversation but the first, the template's own included. `last`: of those of the
+        last turn alone, which must be an assistant's."""
 
     def count_tokens(self, conversations: Sequence[Messages]) -> int:
         """Tokens of conversations, as the model reads them."""

@@ -160,8 +160,10 @@ class PlainEngine:
     ) -> list[list[float]]:
         return scoring.choice_logprobs(self.loaded, prompts, choices, adapter)
 
-    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
-        return scoring.logprobs(self.loaded, rows, adapter, whole)
+    def logprobs(
+        self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False, last: bool = False
+    ) -> list[list[float]]:
+        return scoring.logprobs(self.loaded, rows, adapter, whole, last)
 
     def count_tokens(self, conversations: Sequence[Messages]) -> int:
         return scoring.count_tokens(self.loaded, conversations)

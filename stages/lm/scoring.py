@@ -48,11 +48,14 @@ class Tree:
         self.branches += [branch] * len(ids)
 
 
-def logprobs(loaded: Loaded, rows: Sequence[Messages], adapter: str | None, whole: bool = False) -> list[list[float]]:
-    """For each row, the log-probability of every trained token (`whole`: of every token but the first)."""
+def logprobs(
+    loaded: Loaded, rows: Sequence[Messages], adapter: str | None, whole: bool = False, last: bool = False
+) -> list[list[float]]:
+    """For each row, the log-probability of every trained token (`whole`: of every token but the first; `last`: of those
+    of the last turn alone, given all before it)."""
     trees = []
     for row in rows:
-        ids, mask = render_supervised(loaded.tokenizer, row)
+        ids, mask = render_supervised(loaded.tokenizer, row, last=last)
         tree = Tree()
         tree.grow(ids[:-1], 0, 0)
         trained = [place for place in range(1, len(ids)) if whole or mask[place]]

@@ -82,10 +82,12 @@ class ScriptedEngine:
 
         return scoring.choice_logprobs(self._weights, prompts, choices, self._known(adapter))
 
-    def logprobs(self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False) -> list[list[float]]:
+    def logprobs(
+        self, rows: Sequence[Messages], adapter: str | None = None, whole: bool = False, last: bool = False
+    ) -> list[list[float]]:
         from graftline.stages.lm import scoring
 
-        return scoring.logprobs(self._weights, rows, self._known(adapter), whole)
+        return scoring.logprobs(self._weights, rows, self._known(adapter), whole, last)
 
     def count_tokens(self, conversations: Sequence[Messages]) -> int:
         from graftline.stages.lm import scoring

@@ -23,17 +23,19 @@ class Perplexity(Scorer):
 
     A token's loss is −log p(token | all before it), natural; `logprob_mean` is its negated mean over the tokens
     scored, `perplexity` is exp(−logprob_mean), and the loss summed is −logprob_mean · `perplexity_tokens`. Nothing is
-    cut: a row longer than the model's context, or without an answer, is missing in all three.
+    cut: a row longer than the model's context, or without what is scored of it, is missing in all three.
 
     Args:
         model: the model or adapter that is asked; of GRAPE and its kind, the one that will be trained.
-        of: which tokens: `answer`, those of the assistant's turns given what is before them; `alone`, those of the
-            last turn with the text of all before it left empty; `text`, all of the rendered conversation but its
-            first token, the chat template's own included.
+        of: which tokens: `answer`, those of all the assistant's turns given what is before them; `last`, those of the
+            last turn alone, an assistant's, given all before it: what responses to one prompt are compared by;
+            `alone`, those of the last turn with the text of all before it left empty; `text`, all of the rendered
+            conversation but its first token, the chat template's own included.
         end_of_turn: whether the last turn's end counts as a token.
 
     The properties its tests check: the numbers equal `model(labels=…)` on the row alone, whatever the batch; the sums
-    over two turns add up; without `end_of_turn` there is one token less.
+    over two turns add up, so that of the last turn alone is what the earlier ones leave of all; without `end_of_turn`
+    there is one token less.
     """
 
     method = "score.perplexity"
@@ -47,7 +49,7 @@ class Perplexity(Scorer):
     calls_model = True
 
     model: Model
-    of: Literal["answer", "alone", "text"] = "answer"
+    of: Literal["answer", "last", "alone", "text"] = "answer"
     end_of_turn: bool = True
 
     def check(self) -> None:
@@ -71,7 +73,7 @@ class Perplexity(Scorer):
         if self.of == "alone":
             rows = [unprompted(row) for row in rows]
         with context.engine(self.model) as engine:
-            found = asked(lambda some: engine.logprobs(some, whole=self.of == "text"), rows)
+            found = asked(lambda some: engine.logprobs(some, whole=self.of == "text", last=self.of == "last"), rows)
         if not self.end_of_turn:
             found = [values[:-1] if values else values for values in found]
         means = [mean(values) for values in found]

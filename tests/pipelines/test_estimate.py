@@ -189,7 +189,7 @@ def held_to(tmp_path, monkeypatch):
 def test_generating(held_to):
     drafts = generate.SelfInstruct(seeds=TICKETS, teacher=TINY, count=12)
     answers = generate.TeacherResponses(prompts=drafts, teacher=TINY, n=2, max_new_tokens=64)
-    rated = score.Perplexity(rows=answers, model=TINY, of="answer")
+    rated = score.Perplexity(rows=answers, model=TINY, of="last")
     pairs = generate.RatedPairs(candidates=rated, by="perplexity")
     found = held_to({"pairs": pairs, "fits": select.Grape(rows=rated)})
     assert found["SelfInstruct"].mark == "~" and found["RatedPairs"].mark == found["Grape"].mark == "<="

@@ -79,6 +79,17 @@ def test_a_whole_row_is_every_token_but_the_first(loaded):
         assert values == pytest.approx(naive(loaded, ids, 1), abs=1e-4)
 
 
+def test_the_last_turn_is_the_rest_of_all_turns(loaded):
+    first = [user("hi"), {"role": "assistant", "content": "the answer"}]
+    rows = [first, [*first, user("again"), {"role": "assistant", "content": "no"}]]
+    alone, both = scoring.logprobs(loaded, rows, None)
+    found = scoring.logprobs(loaded, rows, None, last=True)
+    assert found[0] == pytest.approx(alone, abs=1e-4) and found[1] == pytest.approx(both[len(alone) :], abs=1e-4)
+    assert 0 < len(found[1]) < len(both)
+    with pytest.raises(NoTrainedToken, match="does not end in an assistant turn"):
+        scoring.logprobs(loaded, [[*first, user("again")]], None, last=True)
+
+
 def test_packs_hold_the_budget_and_every_tree(loaded):
     trees = [
         scoring.Tree([0] * length, list(range(length)), [0] * length, [(0, 1, 0)]) for length in (200, 300, 20, 600, 5)

@@ -67,6 +67,44 @@ def test_two_turns_add_up_and_the_end_of_turn_is_one_token(given_rows: Any, tabl
     assert without == count_both - 1
 
 
+def by_hand(context: Asking, row: list[dict[str, str]]) -> list[float]:
+    """Log-probabilities of the last turn's tokens: one pass over the row alone, the tokens found by where the last
+    answer's text and its end stand."""
+    tokenizer, model = context.opened.loaded.tokenizer, context.opened.loaded.model
+    text = str(tokenizer.apply_chat_template(row, tokenize=False))
+    start = text.rindex(row[-1]["content"])
+    end = text.index("<|im_end|>", start) + len("<|im_end|>")
+    ids = tokenizer(text[:end], add_special_tokens=False)["input_ids"]
+    before = len(tokenizer(text[:start], add_special_tokens=False)["input_ids"])
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0]
+    values: list[float] = logits.log_softmax(-1)[range(before - 1, len(ids) - 1), ids[before:]].tolist()
+    return values
+
+
+def test_the_last_turn_alone_given_all_before_it(given_rows: Any, table: Any, tiny: Asking) -> None:
+    def scored(rows: list[Any], of: Any, **fields: Any) -> Any:
+        whole = table([{"id": str(number), "messages": each} for number, each in enumerate(rows)])
+        return Perplexity(rows=given_rows(), model=Llm("tiny"), of=of, **fields).score_rows(whole, tiny)
+
+    three = talk("hi", "yes? " * 9, "who?", "one answer " * 9, "where?", "not here", system="be brief")
+    rows = [ROWS[0], ROWS[2], three]
+    found, shorter = scored(rows, "last"), scored(rows, "last", end_of_turn=False)
+    for index, row in enumerate(rows):
+        values = by_hand(tiny, row)
+        assert found["logprob_mean"][index] == pytest.approx(sum(values) / len(values), abs=1e-4)
+        assert found["perplexity"][index] == pytest.approx(math.exp(-sum(values) / len(values)), rel=1e-3)
+        assert found["perplexity_tokens"][index] == len(values) == shorter["perplexity_tokens"][index] + 1
+        assert shorter["logprob_mean"][index] == pytest.approx(sum(values[:-1]) / (len(values) - 1), abs=1e-4)
+    # Where an assistant spoke before, it is another number than that of all its turns; else the very same.
+    every = scored(rows, "answer")
+    differences = [abs(one - two) for one, two in zip(found["logprob_mean"], every["logprob_mean"], strict=True)]
+    assert differences[0] == 0.0 and min(differences[1:]) > 1e-3
+    missing = [talk("no answer"), talk("hi", "yes?", "who?"), talk("hi", "yes?", "who?", "  "), []]
+    assert scored([*missing, rows[0]], "last")["logprob_mean"][:4] == [None] * 4
+    assert scored(missing, "answer")["logprob_mean"][1] is not None
+
+
 def test_alone_leaves_out_what_was_asked(given_rows: Any, table: Any, tiny: Asking) -> None:
     stage = Perplexity(rows=given_rows(), model=Llm("tiny"), of="alone")
     rows = [talk("one question", "yes"), talk("another one entirely", "yes"), talk("", "yes")]
@@ -87,7 +125,7 @@ def test_what_cannot_be_scored_is_missing_and_spoils_nothing(given_rows: Any, ta
 
 def test_no_infinity_and_no_nan_leaves_it(given_rows: Any, table: Any) -> None:
     class Broken:
-        def logprobs(self, rows: Any, whole: bool = False) -> list[list[float]]:
+        def logprobs(self, rows: Any, whole: bool = False, last: bool = False) -> list[list[float]]:
             return [[-1.0, math.nan], [-math.inf], [-5000.0], [-1.0]]
 
     stage = Perplexity(rows=given_rows(), model=Llm("tiny"))
@@ -99,7 +137,7 @@ def test_no_infinity_and_no_nan_leaves_it(given_rows: Any, table: Any) -> None:
 
 def test_errors_of_the_world_pass_through(given_rows: Any, table: Any) -> None:
     class Dead:
-        def logprobs(self, rows: Any, whole: bool = False) -> list[list[float]]:
+        def logprobs(self, rows: Any, whole: bool = False, last: bool = False) -> list[list[float]]:
             raise EngineFailed("died")
 
     with pytest.raises(EngineFailed):
