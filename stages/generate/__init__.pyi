@@ -16,3 +16,4 @@ from graftline.stages.generate.star import Star as Star
 from graftline.stages.generate.star import star_loop as star_loop
 from graftline.stages.generate.tasks import Tasks as Tasks
 from graftline.stages.generate.teacher_responses import TeacherResponses as TeacherResponses
+from graftline.stages.generate.translate import Translate as Translate

@@ -12,25 +12,14 @@ from graftline.stages.errors import InvalidField
 from graftline.stages.expected import SAMPLE, Expected, Given, Volume, answered, product, spread
 from graftline.stages.generate.children import Children, prompt_of, question_of
 from graftline.stages.generate.questions import CUT_OFF, Question, Questions
-from graftline.stages.generate.rules import phrases
-from graftline.stages.rows import Columns
+from graftline.stages.generate.refusals import REFUSALS, refuses
+from graftline.stages.rows import FIXED, Columns
 from graftline.stages.shapes import Made, Rounds, RoundsState
-from graftline.stages.specification import Paper
+from graftline.stages.specification import Added, Paper
 from graftline.stages.stage import Context, Model, Rows, Stage
 
 if TYPE_CHECKING:
     from graftline.stages.lm.engine import Answer, Request
-
-REFUSALS = (
-    "as an ai", "as a language model", "as a large language model", "i'm sorry, but", "i am sorry, but",
-    "i'm sorry, i", "sorry, i can't", "sorry, i cannot", "i apologize, but", "i can't help", "i cannot help",
-    "i can't assist", "i cannot assist", "i can't provide", "i cannot provide", "i can't fulfill", "i cannot fulfill",
-    "i can't comply", "i cannot comply", "i'm not able to", "i am not able to", "i'm unable to", "i am unable to",
-    "unable to assist",
-)  # fmt: skip
-"""Phrases with which assistants begin to refuse."""
-BEGINNING = 160
-"""Characters of an answer in which a refusal is looked for."""
 
 
 @dataclass
@@ -46,10 +35,14 @@ class Responses(RoundsState):
 class TeacherResponses(Rounds):
     """Has a teacher answer each prompt anew (Instruction Tuning with GPT-4); the prompt's text is not touched.
 
-    The new row's parent is the prompt's row; it has its group, and the fixed columns alone: scores of another answer
-    say nothing about this one. Filtered, with the reason, are answers that are empty, cut off, refusals (one of
-    `refusals` in the first 160 characters) or the same as another candidate for the prompt; a prompt that cannot be
-    asked has failed. The paper's sampling is not known; one pass at temperature 1 is a choice.
+    The new row's parent is the prompt's row; it has its group, and beside the fixed columns those that `keep` names
+    alone: scores of another answer say nothing about this one. Filtered, with the reason, are answers that are empty,
+    cut off, refusals (one of `refusals` in the first 160 characters) or the same as another candidate for the prompt; a
+    prompt that cannot be asked has failed. The paper's sampling is not known; one pass at temperature 1 is a choice.
+
+    The paper's cross-lingual copy, where a cheap model translates the instructions and the teacher answers them in the
+    language they are now in: `TeacherResponses(prompts=Translate(prompts=rows, translator=cheap, into="German"),
+    teacher=strong, keep=("language",))`.
 
     Args:
         prompts: rows; what they say up to a final assistant turn is asked.
@@ -60,6 +53,7 @@ class TeacherResponses(Rounds):
         max_new_tokens: of an answer.
         refusals: phrases, found as whole words, without regard to case.
         seed: another seed, other answers.
+        keep: columns of the prompts that their answers have, too.
 
     Adds `reference`, the answer the prompt's row had (missing where it had none).
 
@@ -79,6 +73,7 @@ class TeacherResponses(Rounds):
     max_new_tokens: Annotated[int, Field(ge=1)] = 512
     refusals: tuple[str, ...] = REFUSALS
     seed: int = 0
+    keep: Annotated[tuple[str, ...], Added] = ()
 
     def check(self) -> None:
         if self.n > 1 and self.temperature == 0:
@@ -87,9 +82,18 @@ class TeacherResponses(Rounds):
                 where="TeacherResponses.n",
                 do="use n=1, or a temperature above 0",
             )
+        for position, column in enumerate(self.keep):
+            if column in {**FIXED, **self.adds} or column in self.keep[:position]:
+                where = f"TeacherResponses.keep.{position}"
+                raise InvalidField(f"{column!r} is taken", where=where, do="leave it out")
 
     def columns_needed(self) -> Mapping[str, Columns]:
-        return {"prompts": {"messages": "messages", "answer": "string", "group": "string"}}
+        kept = dict.fromkeys(self.keep, "any")
+        return {"prompts": {"messages": "messages", "answer": "string", "group": "string", **kept}}
+
+    def columns_made(self) -> Columns:
+        there = self.prompts.columns
+        return {**FIXED, **self.adds, **{column: there.get(column, "string") for column in self.keep}}
 
     def asks(self) -> Stage:
         return self.teacher
@@ -99,10 +103,10 @@ class TeacherResponses(Rounds):
 
         state = Responses(children=Children(self.method, self.teacher), questions=Questions(self.seed))
         sampling = Sampling(self.temperature, self.top_p, self.max_new_tokens)
-        for row in inputs["prompts"].rows(["id", "group", "messages", "answer"]).to_pylist():
+        for row in inputs["prompts"].rows(["id", "group", "messages", "answer", *self.keep]).to_pylist():
             prompt = prompt_of(row["messages"])
             if not question_of(prompt).strip():
-                empty = state.children.row([row], prompt, {"round": 0, "seed": None}, reference=row["answer"])
+                empty = self._row(state, row, prompt, {"round": 0, "seed": None})
                 state.made.append(Made(empty, "failed", "has no prompt"))
                 continue
             for number in range(self.n):
@@ -113,22 +117,20 @@ class TeacherResponses(Rounds):
         return state.questions.requests()
 
     def absorb(self, state: Responses, round: int, answers: Sequence[tuple[Request, Answer]]) -> None:
-        refusing = phrases(self.refusals)
-
         def read(question: Question, text: str, cut_off: bool) -> str:
             """Why the answer is not kept."""
             if cut_off:
                 return CUT_OFF
             if not text:
                 return "is empty"
-            if refusing is not None and refusing.search(_plain(text[:BEGINNING])):
+            if refuses(text, self.refusals):
                 return "is a refusal"
             return ""
 
         for reply in state.questions.replies(round, answers, read):
             row, prompt = reply.question.about, reply.question.messages
             messages = (*prompt, {"role": "assistant", "content": reply.text})
-            made = state.children.row([row], messages, reply.gen, reference=row["answer"])
+            made = self._row(state, row, messages, reply.gen)
             if reply.failed:
                 state.made.append(Made(made, "failed", reply.failed))
                 continue
@@ -149,7 +151,8 @@ class TeacherResponses(Rounds):
         made = tuple(answered(row, written) for row in some for _ in range(self.n))
         return Expected(Volume(requests, made, "<="), reader.usage(requests, prompt, written, rows.mark))
 
-
-def _plain(text: str) -> str:
-    """As phrases are compared: lower case, straight apostrophes, single spaces."""
-    return " ".join(text.replace("’", "'").lower().split())
+    def _row(
+        self, state: Responses, row: Mapping[str, Any], messages: Sequence[Mapping[str, str]], gen: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        kept = {column: row[column] for column in self.keep}
+        return state.children.row([row], messages, gen, reference=row["answer"], **kept)

@@ -11,7 +11,7 @@ import pytest
 
 from graftline.pipelines import run
 from graftline.stages import Llm, generate, read
-from graftline.stages.errors import InvalidField
+from graftline.stages.errors import InvalidField, MissingColumn
 from graftline.stages.expected import Given
 from graftline.stages.generate.questions import CUT_OFF, NOT_ASKED
 from graftline.stages.generate.teacher_responses import TeacherResponses
@@ -96,6 +96,23 @@ def test_batches_order_and_other_prompts_do_not_matter(play: Any, stage: Any, se
     fewer = play(says).play(stage(n=2), seed_rows()[2:4])
     assert fewer == [made for made in whole if made.row["parents"][0] in ("seed02", "seed03")]
     assert play(says).play(stage(n=2, seed=1), seed_rows()) != whole
+
+
+def test_columns_that_are_kept(play: Any, stage: Any, given: Any, seed_rows: Any) -> None:
+    prompts = given(has={"language": "string", "weight": "float64"})
+    answers = stage(prompts=prompts, keep=("weight", "language"))
+    assert (answers.columns["weight"], answers.columns["language"]) == ("float64", "string")
+    rows = [{**row, "weight": 0.5, "language": None} for row in seed_rows([("Q?", None), ("", None)])]
+    made = play(says).play(answers, rows)
+    assert [(each.row["weight"], each.row["language"]) for each in made] == [(0.5, None)] * 2
+    assert {each.outcome for each in made} == {"kept", "failed"}
+    assert all(set(each.row) == set(answers.columns) for each in made)
+    with pytest.raises(MissingColumn, match=r"'language'.*Translate"):
+        stage(keep=("language",))
+    for taken in (("answer",), ("reference",), ("weight", "weight")):
+        with pytest.raises(InvalidField, match="is taken") as caught:
+            stage(prompts=prompts, keep=taken)
+        assert caught.value.where == f"TeacherResponses.keep.{len(taken) - 1}"
 
 
 def test_a_plan_is_within_a_factor_of_two(play: Any, stage: Any, seed_rows: Any) -> None:
