@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from ..stages.serve.conftest import adapter, base, committed
+from ..stages.sweep.conftest import tuned
+
+__all__ = ["adapter", "base", "committed", "tuned"]  # fixtures, which a service's and a sweep's own tests share
 ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).parent / "graftline")
 

@@ -12,6 +12,8 @@ import pyarrow.fs as fs
 import pytest
 
 from graftline.stages.artefact import Artefact
+from graftline.stages.lm import tiny
+from graftline.stages.lm.load import model_digest
 
 
 class Handle:
@@ -69,5 +71,37 @@ def committed(tmp_path: Path) -> Callable[..., Artefact]:
         manifest = {"digest": hashlib.sha256(name.encode()).hexdigest(), "files": files, "metrics": {}, **manifest}
         (place / "artefact.json").write_text(json.dumps(manifest), encoding="utf-8")
         return Artefact(manifest, fs.LocalFileSystem(), str(place), uri=place.absolute().as_uri())
+
+    return make
+
+
+@pytest.fixture
+def base(committed: Callable[..., Artefact]) -> Artefact:
+    """The tiny model."""
+    return committed("model", tiny.write, kind="model")
+
+
+@pytest.fixture
+def adapter(committed: Callable[..., Artefact], base: Artefact) -> Callable[..., Artefact]:
+    """Makes PEFT adapters of the tiny model that change its answers."""
+
+    def make(name: str, weights_digest: str | None = None, seed: int = 1) -> Artefact:
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        from graftline.stages.lm.load import load_model
+
+        def write(folder: Path) -> None:
+            torch.manual_seed(seed)
+            model = get_peft_model(
+                load_model(base.directory("model"), "float32"),
+                LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+            )
+            model.save_pretrained(folder)
+            digest = weights_digest or model_digest(base.directory("model"))
+            card = {"base": {"name": "tiny", "weights_digest": digest, "held": "none"}}
+            (folder / "graftline.json").write_text(json.dumps(card))
+
+        return committed(name, write, "adapter", kind="adapter", fingerprint="f" * 64)
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,26 @@ from typing import Annotated, Any, ClassVar
 import pytest
 
 from graftline.pipelines import Run, run
-from graftline.stages import Adapter, Execution, Made, Model, Plug, Rows, Scorer, Selector, Source, Stage, Verdict
+from graftline.stages import (
+    Adapter,
+    Execution,
+    Llm,
+    Made,
+    Model,
+    Plug,
+    Rows,
+    Scorer,
+    Selector,
+    Source,
+    Stage,
+    Verdict,
+    read,
+    select,
+    train,
+)  # fmt: skip
 from graftline.stages.errors import RunError
 from graftline.stages.evaluate.figure import Figure
-from graftline.stages.stage import View
+from graftline.stages.stage import Resources, View
 
 MADE: Counter[str] = Counter()
 """How often a stage of this class was made in this test."""
@@ -173,3 +190,41 @@ def go(tmp_path: Path) -> Callable[..., Run]:
         return run(pipeline, str(tmp_path / store), base=tmp_path, name="p", **{"address": "here", **more})
 
     return call
+
+
+SECONDS = 120
+"""What a sweep on a cluster may take: it must not hang."""
+
+
+def within(seconds: float, go: Callable[[], Run]) -> Run:
+    """What a function answers; it fails where that takes longer."""
+    found: list[Any] = []
+
+    def call() -> None:
+        try:
+            found.append(go())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert found, f"it still runs after {seconds} s"
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    done: Run = found[0]
+    return done
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> train.Train:
+    """Training of the tiny model, with room for two side by side on two CPUs."""
+    lines = [{"text": f"{word} {number}", "queue": queue} for number in range(20) for word, queue in
+             (("water", "a"), ("card", "b"))]  # fmt: skip
+    (tmp_path / "lines.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    rows = read.Jsonl(path=str(tmp_path / "lines.jsonl"), prompt="{text}", answer="{queue}")
+    split = select.Split(rows=rows, shares=(0.5, 0.5, 0.0))
+    return train.Train(
+        model=Llm("tiny"), rows=split.train, held_out=split.dev, steps=6, eval_every=1, checkpoint_every=1,
+        dtype="float32", resources=Resources(cpus=0.9),
+    )  # fmt: skip
