@@ -42,12 +42,11 @@ class Compare(Stage):
 
     "base" is the model without any adapter, as it was loaded. Base and adapters answer through one engine, so that
     nothing but the adapter differs; an adapter that belongs on a quantised base answers on one such, in an engine of
-    its own, and the report says so (`held`). Intervals
-    (95 %) count the rows of a group as one draw. Rows that a column was trained on, or that descend from them, are
-    refused. The report has the values, the gains over the base, what each two columns got right that the other did not
-    (with McNemar's exact test), which column was trained on more rows than which, samples, a confusion table and the
-    digests; its metrics are `exact_match/base`, `exact_match/<name>` for each column, and `exact_match` (the last
-    column's).
+    its own, and the report says so (`held`). Intervals (95 %) count the rows of a group as one draw. Rows that a column
+    was trained on, or that descend from them, are refused. The report has the values, the gains over the base, what
+    each two columns got right that the other did not (with McNemar's exact test), which column was trained on more rows
+    than which, samples, a confusion table and the digests; its metrics are `exact_match/base`, `exact_match/<name>` for
+    each column, and `exact_match` (the last column's).
 
     Args:
         model: the base (a tuned model or adapter may be one).
